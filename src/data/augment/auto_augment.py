@@ -1,0 +1,2 @@
+def create_auto_augment(spec, **_):
+    return None

@@ -1,0 +1,29 @@
+"""The networks. MindSpore is imported when one is built, so that reading the names of the family costs nothing."""
+
+from src.errors import UserError
+from src.models.architectures import ARCHITECTURES, FLAVOURS
+
+__all__ = ["ARCHITECTURES", "FLAVOURS", "create_model"]
+
+
+def create_model(arch: str = "DDRNet23", num_classes: int = 1000, drop_path_rate: float = 0.0, flavour: str = "zoo"):
+    """Build a classifier of the DDRNet family, initialised at random (He et al., fan-out).
+
+    Args:
+        arch: a key of `ARCHITECTURES`.
+        num_classes: how many logits.
+        drop_path_rate: probability of dropping the deepest residual branch while training; 0 at the input's end.
+        flavour: "zoo" as the checkpoint published on MindSpore Hub, "paper" as the authors' PyTorch weights.
+
+    Returns:
+        An `nn.Cell` from float32 (N, 3, H, W), H and W at least 32, to logits (N, num_classes).
+
+    Raises:
+        UserError: `arch` or `flavour` is unknown.
+    """
+    from src.models.ddrnet import DDRNet
+
+    for key, value, known in (("arch", arch, ARCHITECTURES), ("flavour", flavour, FLAVOURS)):
+        if value not in known:
+            raise UserError(f"{key}: {value!r} is not one of {', '.join(known)}")
+    return DDRNet(ARCHITECTURES[arch], FLAVOURS[flavour], num_classes, drop_path_rate)

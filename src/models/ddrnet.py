@@ -1,0 +1,220 @@
+"""DDRNet, the deep dual-resolution network, as an image classifier.
+
+Two branches run side by side from an eighth of the image's size on: one keeps that resolution, the other halves it
+again and again; after every stage each adds what the other has found (Hong et al., "Deep Dual-resolution Networks for
+Real-time and Accurate Semantic Segmentation of Road Scenes", arXiv 2101.06085, section III and table I).
+
+One definition serves the whole family: what differs between its members, and between the two flavours in which
+weights are published, is data (`architectures.py`).
+"""
+
+from collections.abc import Sequence
+from typing import Optional
+
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import HeNormal, Uniform
+
+from src.models.architectures import Architecture, Flavour
+
+BATCH_NORM_EPS = 1e-5
+BATCH_NORM_MOMENTUM = 0.9  # MindSpore's convention: the share of the old moving average that stays
+
+
+def conv_bn(cin: int, cout: int, kernel: int, stride: int, flavour: Flavour, bias: bool = False) -> list[nn.Cell]:
+    """A convolution and its batch norm: (N, cin, H, W) to (N, cout, ceil(H / stride), ceil(W / stride))."""
+    same = stride == 2 and flavour.same_padding
+    conv = nn.Conv2d(
+        cin,
+        cout,
+        kernel,
+        stride,
+        pad_mode="same" if same else "pad",
+        padding=0 if same else kernel // 2,
+        has_bias=bias,
+        weight_init=HeNormal(mode="fan_out", nonlinearity="relu"),
+        bias_init="zeros",
+    )
+    return [conv, nn.BatchNorm2d(cout, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)]
+
+
+class DropPath(nn.Cell):
+    """Stochastic depth: drops the residual branch of whole samples while training.
+
+    Huang et al., "Deep Networks with Stochastic Depth", arXiv 1603.09382, section 3. A kept branch is divided by the
+    probability of keeping it, so that evaluation needs no scaling.
+    """
+
+    def __init__(self, rate: float, column: int) -> None:
+        super().__init__()
+        self.keep = 1.0 - rate
+        self.column = column
+        self.active = rate > 0
+
+    def construct(self, x: Tensor, uniforms: Optional[Tensor] = None) -> Tensor:
+        """x (N, C, H, W); uniforms (N, columns): numbers in [0, 1) that decide; None: drawn here."""
+        if not (self.active and self.training):
+            return x
+        shape = (x.shape[0], 1, 1, 1)
+        draw = ops.rand(shape) if uniforms is None else uniforms[:, self.column].reshape(shape)
+        kept = ops.cast(draw < self.keep, x.dtype)
+        return x * (kept / self.keep)
+
+
+class Residual(nn.Cell):
+    """A residual unit: kernels (3, 3) are the basic block, (1, 3, 1) the bottleneck, twice as wide at its end."""
+
+    def __init__(
+        self,
+        cin: int,
+        width: int,
+        kernels: Sequence[int],
+        stride: int,
+        last_relu: bool,
+        drop_path: DropPath,
+        flavour: Flavour,
+    ) -> None:
+        super().__init__()
+        cout = width * 2 if len(kernels) == 3 else width
+        widths = [cin] + [width] * (len(kernels) - 1) + [cout]
+        strided = (len(kernels) - 1) // 2
+        self.depth = len(kernels)
+        for i, kernel in enumerate(kernels):
+            conv, bn = conv_bn(widths[i], widths[i + 1], kernel, stride if i == strided else 1, flavour)
+            setattr(self, f"conv{i + 1}", conv)
+            setattr(self, f"bn{i + 1}", bn)
+        self.has_projection = stride != 1 or cin != cout
+        if self.has_projection:
+            self.downsample = nn.SequentialCell(conv_bn(cin, cout, 1, stride, flavour))
+        self.last_relu = last_relu
+        self.drop_path = drop_path
+        self.relu = nn.ReLU()
+
+    def construct(self, x: Tensor, uniforms: Optional[Tensor] = None) -> Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.depth == 3:
+            out = self.bn3(self.conv3(self.relu(out)))
+        out = self.drop_path(out, uniforms)
+        identity = self.downsample(x) if self.has_projection else x
+        out = out + identity
+        if self.last_relu:
+            out = self.relu(out)
+        return out
+
+
+class Stage(nn.SequentialCell):
+    """Residual units in a row: the first changes resolution and channels, the last ends without a ReLU."""
+
+    def construct(self, x: Tensor, uniforms: Optional[Tensor] = None) -> Tensor:
+        for unit in self.cell_list:
+            x = unit(x, uniforms)
+        return x
+
+
+class DDRNet(nn.Cell):
+    """The classifier: float32 (N, 3, H, W), H and W at least 32, to logits (N, num_classes).
+
+    Args:
+        architecture: a value of `ARCHITECTURES`.
+        flavour: a value of `FLAVOURS`.
+        num_classes: how many logits.
+        drop_path_rate: the probability of dropping the deepest residual branch; it rises linearly with depth from 0.
+    """
+
+    def __init__(
+        self, architecture: Architecture, flavour: Flavour, num_classes: int = 1000, drop_path_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        planes, high = architecture.planes, architecture.planes * 2
+        first, second, third, fourth = architecture.depths
+        parts = len(architecture.third)
+        low_depths = [first, second, *[third // parts] * parts, fourth, 1]
+        self._total_depth = sum(low_depths)
+        self._rate = drop_path_rate
+        self._flavour = flavour
+        self.num_drop_paths = 0
+
+        self.conv1 = nn.SequentialCell(
+            conv_bn(3, planes, 3, 2, flavour, bias=flavour.stem_bias)
+            + [nn.ReLU()]
+            + conv_bn(planes, planes, 3, 2, flavour, bias=flavour.stem_bias)
+            + [nn.ReLU()]
+        )
+        depth = 0
+        self.layer1 = self._stage(planes, planes, low_depths[0], 1, depth)
+        depth += low_depths[0]
+        self.layer2 = self._stage(planes, planes * 2, low_depths[1], 2, depth)
+        depth += low_depths[1]
+
+        exchanges = []
+        for i, name in enumerate((*architecture.third, "4")):
+            cin = planes * (2 if i == 0 else 4)
+            cout = planes * (8 if name == "4" else 4)
+            setattr(
+                self,
+                f"layer{name}",
+                self._stage(cin, cout, low_depths[2 + i], 2 if i == 0 or name == "4" else 1, depth),
+            )
+            setattr(self, f"layer{name}_", self._stage(high, high, architecture.high_depths[i], 1, depth))
+            setattr(self, f"compression{name}", nn.SequentialCell(conv_bn(cout, high, 1, 1, flavour)))
+            setattr(self, f"down{name}", self._down(high, *[planes * 4, planes * 8][: 2 if name == "4" else 1]))
+            exchanges.append(
+                tuple(getattr(self, part + name) for part in ("layer", "compression", "down"))
+                + (getattr(self, f"layer{name}_"),)
+            )
+            depth += low_depths[2 + i]
+        self.exchanges = tuple(exchanges)
+        self.upsample = ops.ResizeBilinearV2(align_corners=False, half_pixel_centers=flavour.half_pixel_centers)
+
+        self.layer5_ = self._bottleneck(high, high, depth)
+        self.down5 = self._down(high * 2, planes * 8, planes * 16)
+        self.layer5 = self._bottleneck(planes * 8, planes * 8, depth)
+        self.last_layer = nn.SequentialCell(conv_bn(planes * 16, architecture.head_planes, 1, 1, flavour) + [nn.ReLU()])
+        bound = architecture.head_planes**-0.5
+        self.linear = nn.Dense(architecture.head_planes, num_classes, weight_init=Uniform(bound), bias_init="zeros")
+        self.relu = nn.ReLU()
+
+    def _drop_path(self, depth: int) -> DropPath:
+        """The drop path of a unit that is number `depth` (from 0) on its way through the network."""
+        self.num_drop_paths += 1
+        return DropPath(self._rate * (depth + 1) / self._total_depth, column=self.num_drop_paths - 1)
+
+    def _stage(self, cin: int, cout: int, count: int, stride: int, depth: int) -> Stage:
+        return Stage(
+            [
+                Residual(
+                    cin if i == 0 else cout,
+                    cout,
+                    (3, 3),
+                    stride if i == 0 else 1,
+                    i == 0 or i < count - 1,
+                    self._drop_path(depth + i),
+                    self._flavour,
+                )
+                for i in range(count)
+            ]
+        )
+
+    def _bottleneck(self, cin: int, width: int, depth: int) -> Stage:
+        return Stage([Residual(cin, width, (1, 3, 1), 1, True, self._drop_path(depth), self._flavour)])
+
+    def _down(self, cin: int, *widths: int) -> nn.SequentialCell:
+        cells = []
+        for width in widths:
+            cells += conv_bn(cin, width, 3, 2, self._flavour) + [nn.ReLU()]
+            cin = width
+        return nn.SequentialCell(cells[:-1])
+
+    def construct(self, x: Tensor, uniforms: Optional[Tensor] = None) -> Tensor:
+        """uniforms: None, or (N, num_drop_paths) numbers in [0, 1) that decide which residual branches are dropped."""
+        x = self.layer1(self.conv1(x), uniforms)
+        x = self.layer2(self.relu(x), uniforms)
+        high = x
+        for low_stage, compression, down, high_stage in self.exchanges:
+            low = low_stage(self.relu(x), uniforms)
+            high = high_stage(self.relu(high), uniforms)
+            x = low + down(self.relu(high))
+            high = high + self.upsample(compression(self.relu(low)), high.shape[2:])
+        high = self.layer5_(self.relu(high), uniforms)
+        x = self.layer5(self.relu(x), uniforms) + self.down5(self.relu(high))
+        x = self.last_layer(self.relu(x))
+        return self.linear(ops.mean(x, (2, 3)))
