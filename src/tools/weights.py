@@ -20,9 +20,9 @@ TORCH_SUFFIXES = (".pth", ".pt")
 SUFFIXES = (".ckpt", ".safetensors", *TORCH_SUFFIXES)
 HEAD = ("linear.weight", "linear.bias")
 STEM_BIASES = ("conv1.0.bias", "conv1.3.bias")
+TORCH_COUNTER = "num_batches_tracked"  # of batch norm's updates; nothing that we compute depends on it
 
 _TORCH_KIND = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-_COUNTER = "num_batches_tracked"  # PyTorch's batch norm counts its updates; nothing that we compute depends on it
 _OPTIMIZER_STATE = re.compile(
     r"(moments?|moment[12]|accum|accumulation|mean_square|mean_gradient|grad_sum|stat)\.|"
     r"(learning_rate|momentum|weight_decay|global_step|beta[12]_power|scale_sense|loss_scale|overflow_count|"
@@ -144,11 +144,6 @@ def torch_name(name: str) -> str:
     return f"{stem}.{_TORCH_KIND.get(kind, kind)}"
 
 
-def torch_counters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """PyTorch's batch norm counters, int64 scalars, in arrays read from a file."""
-    return {name: array for name, array in arrays.items() if name.endswith(f".{_COUNTER}")}
-
-
 def match_weights(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], path: str, passed_over: Iterable[str] = ()
 ) -> dict[str, np.ndarray]:
@@ -171,7 +166,7 @@ def match_weights(
         for name in arrays
         if name not in file_names
         and name not in passed_over
-        and not name.endswith(f".{_COUNTER}")
+        and not name.endswith(f".{TORCH_COUNTER}")
         and not _OPTIMIZER_STATE.match(name)
     ]
     missing = [name for name in file_names if name not in arrays]
@@ -214,7 +209,11 @@ def _read_ckpt(file: Path) -> dict[str, np.ndarray]:
         parameters = ms.load_checkpoint(str(file), crc_check=has_checksum)
     except ValueError as error:
         raise UserError(f"{file}: damaged, or not a MindSpore checkpoint") from error
-    return {name: value.asnumpy() for name, value in parameters.items() if isinstance(value, ms.Tensor)}
+    return {
+        name: (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
+        for name, value in parameters.items()
+        if isinstance(value, ms.Tensor)
+    }
 
 
 def _check_records(file: Path) -> bool:
