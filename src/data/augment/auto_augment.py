@@ -1,2 +1,426 @@
-def create_auto_augment(spec, **_):
-    return None
+"""AutoAugment, RandAugment and AugMix by a short spec, in the grammar that timm made known.
+
+- `rand-m9-mstd0.5-inc1`: RandAugment (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719). m: magnitude, 0 to 10;
+  n: operations an image (2); w: weight set (0; none: all alike); mstd: spread of the magnitude (over 100: drawn
+  uniformly from 0 to m); mmax: its ceiling (10); p: probability of each operation (0.5); inc1: all operations grow
+  stronger with the magnitude.
+- `original-mstd0.5`, `originalr`, `v0`, `v0r`: AutoAugment (Cubuk et al. 2019, https://arxiv.org/abs/1805.09501) with
+  the paper's policy for ImageNet or that of the EfficientNet code; with r, posterize grows stronger with the magnitude.
+- `augmix-m3-w3-d2-b0-mstd1`: AugMix (Hendrycks et al. 2020, https://arxiv.org/abs/1912.02781). m: severity (3);
+  w: chains (3); d: operations a chain (0: 1 to 3, drawn); b1: blend chain by chain in 8 bits; mstd: spread; without
+  it magnitudes are uniform, 0 to m.
+"""
+
+import math
+import re
+from typing import Callable, Optional
+
+import numpy as np
+from PIL import Image
+
+from src.data.augment import ops
+from src.errors import UserError
+
+MAX_LEVEL = 10.0
+Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
+
+_RESAMPLE = {
+    "bilinear": (Image.Resampling.BILINEAR,),
+    "bicubic": (Image.Resampling.BICUBIC,),
+    "lanczos": (Image.Resampling.BICUBIC,),  # Pillow's affine transform has no wider filter than bicubic
+    "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
+}
+
+
+def _signed(value: float, rng: np.random.Generator) -> float:
+    return -value if rng.random() < 0.5 else value
+
+
+def _enhance(level: float, rng: np.random.Generator) -> float:
+    return level / MAX_LEVEL * 1.8 + 0.1
+
+
+def _enhance_increasing(level: float, rng: np.random.Generator) -> float:
+    return max(0.1, 1.0 + _signed(level / MAX_LEVEL * 0.9, rng))
+
+
+# name: (operation, parameter from level and generator or None, whether the parameter is a share of the side,
+#        whether it resamples)
+_GEOMETRIC = {
+    "Rotate": (ops.rotate, lambda level, rng: _signed(level / MAX_LEVEL * 30.0, rng)),
+    "ShearX": (ops.shear_x, lambda level, rng: _signed(level / MAX_LEVEL * 0.3, rng)),
+    "ShearY": (ops.shear_y, lambda level, rng: _signed(level / MAX_LEVEL * 0.3, rng)),
+    "TranslateXRel": (ops.translate_x, lambda level, rng: _signed(level / MAX_LEVEL * 0.45, rng)),
+    "TranslateYRel": (ops.translate_y, lambda level, rng: _signed(level / MAX_LEVEL * 0.45, rng)),
+}
+_POINTWISE = {
+    "AutoContrast": (ops.auto_contrast, None),
+    "Equalize": (ops.equalize, None),
+    "Invert": (ops.invert, None),
+    "Posterize": (ops.posterize, lambda level, rng: int(level / MAX_LEVEL * 4)),
+    "PosterizeIncreasing": (ops.posterize, lambda level, rng: 4 - int(level / MAX_LEVEL * 4)),
+    "PosterizeOriginal": (ops.posterize, lambda level, rng: int(level / MAX_LEVEL * 4) + 4),
+    "Solarize": (ops.solarize, lambda level, rng: min(256, int(level / MAX_LEVEL * 256))),
+    "SolarizeIncreasing": (ops.solarize, lambda level, rng: 256 - min(256, int(level / MAX_LEVEL * 256))),
+    "SolarizeAdd": (ops.solarize_add, lambda level, rng: min(128, int(level / MAX_LEVEL * 110))),
+    "Color": (ops.color, _enhance),
+    "ColorIncreasing": (ops.color, _enhance_increasing),
+    "Contrast": (ops.contrast, _enhance),
+    "ContrastIncreasing": (ops.contrast, _enhance_increasing),
+    "Brightness": (ops.brightness, _enhance),
+    "BrightnessIncreasing": (ops.brightness, _enhance_increasing),
+    "Sharpness": (ops.sharpness, _enhance),
+    "SharpnessIncreasing": (ops.sharpness, _enhance_increasing),
+}
+_INCREASES = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
+
+_RAND = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "SolarizeAdd",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateXRel",
+    "TranslateYRel",
+)
+
+# Weight set 0: mostly geometry; posterize and invert never.
+_WEIGHTS = {
+    0: {
+        "Rotate": 0.3,
+        "ShearX": 0.2,
+        "ShearY": 0.2,
+        "TranslateXRel": 0.1,
+        "TranslateYRel": 0.1,
+        "Color": 0.025,
+        "Sharpness": 0.025,
+        "AutoContrast": 0.025,
+        "Solarize": 0.005,
+        "SolarizeAdd": 0.005,
+        "Contrast": 0.005,
+        "Brightness": 0.005,
+        "Equalize": 0.005,
+    }
+}
+
+_AUGMIX = (
+    "AutoContrast",
+    "ColorIncreasing",
+    "ContrastIncreasing",
+    "BrightnessIncreasing",
+    "SharpnessIncreasing",
+    "Equalize",
+    "Rotate",
+    "PosterizeIncreasing",
+    "SolarizeIncreasing",
+    "ShearX",
+    "ShearY",
+    "TranslateXRel",
+    "TranslateYRel",
+)
+
+# Sub-policies: operation, probability in tenths, magnitude; twice. Table 9 of the AutoAugment paper.
+_ORIGINAL = """
+    PosterizeOriginal 4 8 Rotate 6 9
+    Solarize 6 5 AutoContrast 6 5
+    Equalize 8 8 Equalize 6 3
+    PosterizeOriginal 6 7 PosterizeOriginal 6 6
+    Equalize 4 7 Solarize 2 4
+    Equalize 4 4 Rotate 8 8
+    Solarize 6 3 Equalize 6 7
+    PosterizeOriginal 8 5 Equalize 10 2
+    Rotate 2 3 Solarize 6 8
+    Equalize 6 8 PosterizeOriginal 4 6
+    Rotate 8 8 Color 4 0
+    Rotate 4 9 Equalize 6 2
+    Equalize 0 7 Equalize 8 8
+    Invert 6 4 Equalize 10 8
+    Color 6 4 Contrast 10 8
+    Rotate 8 8 Color 10 2
+    Color 8 8 Solarize 8 7
+    Sharpness 4 7 Invert 6 8
+    ShearX 6 5 Equalize 10 9
+    Color 4 0 Equalize 6 3
+    Equalize 4 7 Solarize 2 4
+    Solarize 6 5 AutoContrast 6 5
+    Invert 6 4 Equalize 10 8
+    Color 6 4 Contrast 10 8
+    Equalize 8 8 Equalize 6 3
+"""
+# The policy `v0` of the EfficientNet code (Tan and Le 2019, https://arxiv.org/abs/1905.11946).
+_V0 = """
+    Equalize 8 1 ShearY 8 4
+    Color 4 9 Equalize 6 3
+    Color 4 1 Rotate 6 8
+    Solarize 8 3 Equalize 4 7
+    Solarize 4 2 Solarize 6 2
+    Color 2 0 Equalize 8 8
+    Equalize 4 8 SolarizeAdd 8 3
+    ShearX 2 9 Rotate 6 8
+    Color 6 1 Equalize 10 2
+    Invert 4 9 Rotate 6 0
+    Equalize 10 9 ShearY 6 3
+    Color 4 7 Equalize 6 0
+    Posterize 4 6 AutoContrast 4 7
+    Solarize 6 8 Color 6 9
+    Solarize 2 4 Rotate 8 9
+    Rotate 10 7 TranslateYRel 8 9
+    ShearX 0 0 Solarize 8 4
+    ShearY 8 0 Color 6 4
+    Color 10 0 Rotate 6 2
+    Equalize 8 4 Equalize 0 8
+    Equalize 10 4 AutoContrast 6 2
+    ShearY 4 7 SolarizeAdd 6 7
+    Posterize 8 2 Solarize 6 10
+    Solarize 6 8 Equalize 6 1
+    Color 8 6 Rotate 4 5
+"""
+
+
+def _policy(table: str, posterize: Optional[str] = None) -> list[list[tuple[str, float, float]]]:
+    policy = []
+    for line in table.split("\n"):
+        words = line.split()
+        steps = [(words[i], int(words[i + 1]) / 10, float(words[i + 2])) for i in range(0, len(words), 3)]
+        if posterize:
+            steps = [(posterize if name.startswith("Posterize") else name, p, m) for name, p, m in steps]
+        if steps:
+            policy.append(steps)
+    return policy
+
+
+POLICIES = {
+    "original": _policy(_ORIGINAL),
+    "originalr": _policy(_ORIGINAL, "PosterizeIncreasing"),
+    "v0": _policy(_V0),
+    "v0r": _policy(_V0, "PosterizeIncreasing"),
+}
+
+
+class AugmentOp:
+    """One operation at one magnitude, applied with probability `prob`.
+
+    Args:
+        name: a name of `_GEOMETRIC` or `_POINTWISE`.
+        prob: of being applied.
+        magnitude: the level, 0 to 10.
+        spread: standard deviation of the level; infinite: uniform from 0 to `magnitude`; 0: none.
+        ceiling: the level's upper bound.
+        interpolation: bilinear, bicubic, lanczos or random, of the geometric operations.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        prob: float,
+        magnitude: float,
+        spread: float = 0.0,
+        ceiling: float = MAX_LEVEL,
+        interpolation: str = "bicubic",
+    ) -> None:
+        self.name, self.prob, self.magnitude, self.spread, self.ceiling = name, prob, magnitude, spread, ceiling
+        self._resample = _RESAMPLE[interpolation] if name in _GEOMETRIC else None
+        self._apply, self._parameter = _GEOMETRIC[name] if self._resample else _POINTWISE[name]
+
+    def level(self, rng: np.random.Generator) -> float:
+        """Draw a level."""
+        level = self.magnitude
+        if math.isinf(self.spread):
+            level = rng.uniform(0, level)
+        elif self.spread > 0:
+            level = rng.normal(level, self.spread)
+        return min(max(level, 0.0), self.ceiling)
+
+    def parameter(self, rng: np.random.Generator) -> Optional[float]:
+        """Draw a level and sign; the parameter in the operation's unit, translations as a share of the side."""
+        level = self.level(rng)
+        return self._parameter(level, rng) if self._parameter else None
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if self.prob < 1.0 and rng.random() >= self.prob:
+            return image
+        value = self.parameter(rng)
+        if self._resample is None:
+            return self._apply(image) if value is None else self._apply(image, value)
+        resample = self._resample[int(rng.integers(len(self._resample))) if len(self._resample) > 1 else 0]
+        if self.name == "TranslateXRel":
+            value *= image.width
+        elif self.name == "TranslateYRel":
+            value *= image.height
+        return self._apply(image, value, resample)
+
+
+class RandAugment:
+    """Apply `count` operations, drawn with replacement, or without where `weights` (shares, one an operation) say."""
+
+    def __init__(self, operations: list[AugmentOp], count: int = 2, weights: Optional[np.ndarray] = None) -> None:
+        self.operations, self.count, self.weights = operations, count, weights
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if self.weights is None:
+            chosen = rng.integers(len(self.operations), size=self.count)
+        else:
+            chosen = rng.choice(len(self.operations), self.count, replace=False, p=self.weights)
+        for index in chosen:
+            image = self.operations[index](image, rng)
+        return image
+
+
+class AutoAugment:
+    """Apply one sub-policy, drawn uniformly: each of its operations in turn, with its own probability."""
+
+    def __init__(self, policy: list[list[AugmentOp]]) -> None:
+        self.policy = policy
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        for operation in self.policy[int(rng.integers(len(self.policy)))]:
+            image = operation(image, rng)
+        return image
+
+
+class AugMix:
+    """Mix `width` chains of operations, then the image with the mixture (section 3 of the paper).
+
+    Args:
+        operations: what the chains draw from, each with probability 1.
+        width: number of chains, with shares from a Dirichlet distribution.
+        depth: operations a chain; 0: 1 to 3, drawn.
+        blended: round to 8 bits after every chain instead of once.
+        alpha: of the Dirichlet and Beta distributions.
+    """
+
+    def __init__(
+        self, operations: list[AugmentOp], width: int = 3, depth: int = 0, blended: bool = False, alpha: float = 1.0
+    ) -> None:
+        self.operations, self.width, self.depth, self.blended, self.alpha = operations, width, depth, blended, alpha
+
+    def _chain(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        depth = self.depth if self.depth > 0 else int(rng.integers(1, 4))
+        for index in rng.integers(len(self.operations), size=depth):
+            image = self.operations[index](image, rng)
+        return image
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        shares = rng.dirichlet([self.alpha] * self.width)
+        mixed_share = rng.beta(self.alpha, self.alpha)
+        if self.blended:
+            return self._blend(image, shares * mixed_share, rng)
+        mixed = np.zeros((image.height, image.width, 3), np.float32)
+        for share in shares:
+            mixed += np.float32(share) * np.asarray(self._chain(image, rng), np.float32)
+        mixture = Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+        return Image.blend(image, mixture, mixed_share)
+
+    def _blend(self, image: Image.Image, shares: np.ndarray, rng: np.random.Generator) -> Image.Image:
+        """Blend one chain after the other, so that the final shares are `shares` and, for the image, the rest."""
+        result, total = image, 1.0 - shares.sum()
+        for share in shares:
+            total += share
+            result = Image.blend(result, self._chain(image, rng), share / total if total > 0 else 0.0)
+        return result
+
+
+_LEVEL = (float, lambda value: value <= MAX_LEVEL, "a number from 0 to 10")
+_SPREAD = (float, lambda value: value >= 0, "a number of at least 0")
+_COUNT = (int, lambda value: value >= 1, "a whole number of at least 1")
+_FLAG = (int, lambda value: value in (0, 1), "0 or 1")
+# The sections of each kind: type, test, and what the test wants.
+_SECTIONS = {
+    "rand": {
+        "m": _LEVEL,
+        "n": _COUNT,
+        "w": (int, lambda value: value in _WEIGHTS, f"one of {', '.join(map(str, _WEIGHTS))}"),
+        "mstd": _SPREAD,
+        "mmax": _LEVEL,
+        "p": (float, lambda value: value <= 1, "a number from 0 to 1"),
+        "inc": _FLAG,
+    },
+    "augmix": {
+        "m": _LEVEL,
+        "w": _COUNT,
+        "d": (int, lambda value: True, "a whole number"),
+        "b": _FLAG,
+        "mstd": _SPREAD,
+    },
+    **{name: {"mstd": _SPREAD} for name in POLICIES},
+}
+
+
+def create_auto_augment(spec: str, interpolation: str = "bicubic") -> Optional[Transform]:
+    """The augmentation that a spec describes; the module's head explains the grammar.
+
+    Args:
+        spec: such as rand-m9-mstd0.5-inc1, original-mstd0.5 or augmix-m3-w3; '' for none.
+        interpolation: of the geometric operations: bilinear, bicubic, lanczos (bicubic here) or random.
+
+    Returns:
+        A function of a PIL RGB image and a NumPy generator to a PIL RGB image of the same size; None for ''.
+
+    Raises:
+        UserError: the spec has a section that is unknown, is no number, stands twice or is out of range.
+    """
+    if not spec:
+        return None
+    kind, *sections = spec.split("-")
+    if kind not in _SECTIONS:
+        raise UserError(f"auto_augment {spec}: unknown kind {kind!r}; one of {', '.join(_SECTIONS)}")
+    values = _read_sections(spec, kind, sections)
+    spread = values.get("mstd", math.inf if kind == "augmix" else 0.0)
+    spread = math.inf if spread > 100 else spread
+    if kind == "rand":
+        return _rand_augment(values, spread, interpolation)
+    if kind == "augmix":
+        level = values.get("m", 3.0)
+        operations = [AugmentOp(name, 1.0, level, spread, interpolation=interpolation) for name in _AUGMIX]
+        return AugMix(operations, values.get("w", 3), values.get("d", 0), bool(values.get("b", 0)))
+    return AutoAugment(
+        [
+            [AugmentOp(name, prob, level, spread, interpolation=interpolation) for name, prob, level in steps]
+            for steps in POLICIES[kind]
+        ]
+    )
+
+
+def _rand_augment(values: dict, spread: float, interpolation: str) -> RandAugment:
+    increasing = bool(values.get("inc", 0))
+    names = [name + "Increasing" if increasing and name in _INCREASES else name for name in _RAND]
+    operations = [
+        AugmentOp(
+            name, values.get("p", 0.5), values.get("m", MAX_LEVEL), spread, values.get("mmax", MAX_LEVEL), interpolation
+        )
+        for name in names
+    ]
+    weights = None
+    if "w" in values:
+        weights = np.array([_WEIGHTS[values["w"]].get(name, 0.0) for name in _RAND])
+        weights /= weights.sum()
+        if values.get("n", 2) > np.count_nonzero(weights):
+            raise UserError(f"auto_augment: n{values['n']} is more operations than weight set {values['w']} has")
+    return RandAugment(operations, values.get("n", 2), weights)
+
+
+def _read_sections(spec: str, kind: str, sections: list[str]) -> dict:
+    known, values = _SECTIONS[kind], {}
+    for section in sections:
+        match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?|inf)", section)
+        name, text = match.groups() if match else (section, "")
+        if name not in known:
+            raise UserError(f"auto_augment {spec}: unknown section {section!r}; {kind} knows {', '.join(known)}")
+        if name in values:
+            raise UserError(f"auto_augment {spec}: section {name!r} stands there twice")
+        convert, allowed, what = known[name]
+        try:
+            values[name] = convert(text)
+        except ValueError:
+            raise UserError(f"auto_augment {spec}: section {section!r} must be {what}") from None
+        if not allowed(values[name]):
+            raise UserError(f"auto_augment {spec}: section {section!r} must be {what}")
+    return values

@@ -1,0 +1,364 @@
+"""ImageNet-style folders as batches: `train/` and `val/`, each with a folder a class."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from src.data.augment.mixup import Mixup
+from src.data.augment.transforms import UndecodableImage, create_transform
+from src.data.loader import Prefetcher, clamp_workers
+from src.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+EXTENSIONS = (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MOST_BAD = 0.01  # share of an epoch's images that may be undecodable
+
+# What a stream of random numbers is for. A stream is keyed by (purpose, seed, epoch, index or step).
+_ORDER, _SAMPLE, _MIX, _UNIFORM = range(4)
+
+
+def generator(purpose: int, seed: int, epoch: int, place: int = 0) -> np.random.Generator:
+    """The random numbers that belong to one epoch, sample or step, whoever asks for them and when."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((purpose, seed, epoch, place))))
+
+
+class Samples:
+    """The images of a folder in a lean form: names in one block of bytes, 40 MB for 1.28 million files.
+
+    Attributes:
+        classes: the class folders' names, sorted.
+        labels: int32 (n,), for each image its place in `classes`.
+    """
+
+    def __init__(self, folder: str, classes: list[str], labels: np.ndarray, names: bytes, ends: np.ndarray) -> None:
+        self.folder, self.classes, self.labels = folder, classes, labels
+        self._names, self._ends = names, ends
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """Where an image lies."""
+        start = self._ends[index - 1] if index else 0
+        name = os.fsdecode(self._names[start : self._ends[index]])
+        return f"{self.folder}/{self.classes[self.labels[index]]}/{name}"
+
+    def read(self, index: int) -> bytes:
+        """An image's encoded bytes."""
+        return Path(self.path(index)).read_bytes()
+
+
+def list_classes(folder: str) -> list[str]:
+    """The sorted names of a split's class folders.
+
+    Raises:
+        UserError: the folder is missing, empty or flat.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            classes = sorted(entry.name for entry in visible if entry.is_dir())
+            flat = any(entry.name.lower().endswith(EXTENSIONS) for entry in visible)
+    except OSError as error:
+        raise UserError(
+            f"data_url: {folder}: cannot be read ({error.strerror}); it must hold a folder a class"
+        ) from None
+    if classes:
+        return classes
+    if flat:
+        raise UserError(
+            f"data_url: {folder}: the images lie in it directly; move each to {folder}/<class>/ "
+            "(raw ILSVRC val/: into the folder of its synset, such as n01440764, as ILSVRC2012_validation_ground_truth"
+            ".txt and meta.mat of the development kit, or LOC_val_solution.csv, tell)"
+        )
+    raise UserError(f"data_url: {folder}: is empty; it must hold a folder a class, with its images")
+
+
+def list_folder(folder: str, classes: Optional[list[str]] = None) -> Samples:
+    """List a split: every image of every class folder, by class and then by name.
+
+    Hidden files and files without an image's extension are left out.
+
+    Args:
+        folder: the split's folder.
+        classes: the class names that labels count in; None: the split's own.
+
+    Raises:
+        UserError: the folder is missing, empty or flat, has no image, or has a class that `classes` lacks.
+    """
+    own = list_classes(folder)
+    classes = own if classes is None else classes
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = [name for name in own if name not in numbers]
+    if unknown:
+        raise UserError(f"data_url: {folder}/{unknown[0]}: train/ has no class folder of that name")
+    blocks, lengths, counts = [], [], np.zeros(len(classes), np.int64)
+    for name in own:
+        with os.scandir(f"{folder}/{name}") as entries:
+            files = sorted(
+                os.fsencode(entry.name)
+                for entry in entries
+                if not entry.name.startswith(".") and entry.name.lower().endswith(EXTENSIONS)
+            )
+        blocks.append(b"".join(files))
+        lengths.append(np.fromiter(map(len, files), np.int64, len(files)))
+        counts[numbers[name]] = len(files)
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    if not len(labels):
+        raise UserError(f"data_url: {folder}: its class folders hold no image ({' '.join(EXTENSIONS)})")
+    return Samples(folder, classes, labels, b"".join(blocks), np.cumsum(np.concatenate(lengths)))
+
+
+def create_dataset(config, split: str, rank: int = 0, world: int = 1, uniform_columns: int = 0) -> "Batches":
+    """The batches of one split on one rank.
+
+    Args:
+        config: the configuration; `src.args.Config` says which keys there are.
+        split: train or val.
+        rank: which of the `world` processes this is.
+        world: number of processes that train together.
+        uniform_columns: train: a third array of uniform numbers, float32 (B, uniform_columns), comes with each batch.
+
+    Returns:
+        `TrainBatches` or `EvalBatches`.
+
+    Raises:
+        UserError: the folder is missing, empty or flat, its classes do not fit, or the batch does not.
+    """
+    root = Path(config.data_url)
+    if not root.is_dir():
+        raise UserError(f"data_url: {root}: no such folder; it must hold train/ and val/")
+    train = root / "train"
+    if split == "train":
+        samples = list_folder(str(train))
+        _check_classes(samples.classes, samples.folder, config.num_classes)
+        return TrainBatches(samples, config, rank, world, uniform_columns)
+    classes = list_classes(str(train)) if train.is_dir() else None
+    samples = list_folder(str(root / "val"), classes)
+    _check_classes(samples.classes, samples.folder, config.num_classes)
+    return EvalBatches(samples, config, rank, world, "val" if classes is None else "train")
+
+
+def class_names(config) -> Optional[list[str]]:
+    """The sorted class names, from data_url's train/, else its val/; None where there is neither.
+
+    Raises:
+        UserError: the folder is empty or flat, or num_classes differs from it.
+    """
+    for split in ("train", "val"):
+        folder = Path(config.data_url, split)
+        if folder.is_dir():
+            classes = list_classes(str(folder))
+            _check_classes(classes, str(folder), config.num_classes)
+            return classes
+    return None
+
+
+def _check_classes(classes: list[str], folder: str, num_classes: int) -> None:
+    if len(classes) != num_classes:
+        raise UserError(
+            f"num_classes: is {num_classes}, but {folder} has {len(classes)} class folders; "
+            f"set num_classes to {len(classes)} or mend the folder"
+        )
+
+
+class Batches:
+    """The batches of one split on one rank.
+
+    Attributes:
+        classes: sorted names of the class folders; labels count in them.
+        classes_from: the split whose folders they are, train or val.
+        size: number of images in the split, over all ranks.
+        steps: batches an epoch on this rank.
+    """
+
+    def __init__(self, samples: Samples, config, rank: int, world: int, classes_from: str) -> None:
+        self.samples, self.config, self.rank, self.world = samples, config, rank, world
+        self.classes, self.classes_from, self.size = samples.classes, classes_from, len(samples)
+        self.steps = 0
+
+    def _run(self, job, first: int = 0) -> Iterator:
+        batch = self.config.batch_size
+        workers = clamp_workers(self.config.num_parallel_workers)
+        return Prefetcher(job, range(first, self.steps), workers, ahead=2 + -(-workers // batch))
+
+
+class TrainBatches(Batches):
+    """Shuffled, augmented, mixed batches of a fixed size.
+
+    Attributes:
+        bad: how many files of the epoch so far could not be decoded.
+        bad_paths: their paths.
+    """
+
+    def __init__(self, samples: Samples, config, rank: int, world: int, uniform_columns: int = 0) -> None:
+        super().__init__(samples, config, rank, world, "train")
+        self.uniform_columns = uniform_columns
+        self.bad, self.bad_paths = 0, []
+        update = config.batch_size * world * config.accumulation_step
+        if config.mixes and config.batch_size % 2:
+            raise UserError(
+                f"batch_size: is {config.batch_size}, but mixing pairs images and needs an even one; "
+                "or set mix_up and cutmix to 0"
+            )
+        if len(samples) < update:
+            raise UserError(
+                f"batch_size: {samples.folder} has {len(samples)} images, fewer than one update's {update} "
+                f"({config.batch_size} x {world} devices x {config.accumulation_step} accumulated)"
+            )
+        self.steps = len(samples) // update * config.accumulation_step
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
+        """One pass over the images, from micro-batch `start_step` on.
+
+        Args:
+            epoch: counted from 1.
+            start_step: micro-batches that are done already.
+
+        Yields:
+            images, float32 (B, 3, H, W), normalised and contiguous; targets, float32 (B, num_classes), each row
+            summing to 1; with uniform_columns also uniform numbers in [0, 1), float32 (B, uniform_columns). A
+            batch's arrays are the consumer's to keep.
+
+        Raises:
+            UserError: more than 1 % of the epoch's images cannot be decoded.
+        """
+        self.bad, self.bad_paths = 0, []
+        batches = self._run(_TrainJob(self, epoch), start_step)
+        try:
+            for arrays, bad in batches:
+                for path, reason in bad:
+                    self._count_bad(path, reason)
+                yield arrays
+        finally:
+            batches.close()
+
+    def _count_bad(self, path: str, reason: str) -> None:
+        _log.warning("%s cannot be decoded (%s): the next image takes its place", path, reason)
+        self.bad += 1
+        self.bad_paths.append(path)
+        images = self.steps * self.config.batch_size
+        if self.bad > MOST_BAD * images:
+            raise UserError(
+                f"data_url: {self.bad} of {images} images of the epoch cannot be decoded, more than "
+                f"{MOST_BAD:.0%}; the last is {path}: mend or remove them"
+            )
+
+
+class EvalBatches(Batches):
+    """Every image once, in the folder's order; rank r has images r, r + world, ..."""
+
+    def __init__(self, samples: Samples, config, rank: int, world: int, classes_from: str) -> None:
+        super().__init__(samples, config, rank, world, classes_from)
+        self.steps = -(-len(range(rank, len(samples), world)) // config.batch_size)
+
+    def epoch(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One pass over this rank's share.
+
+        Yields:
+            images, float32 (B, 3, H, W), normalised and contiguous; labels, int32 (B,). In the last batch, places
+            that no image is left for hold zeros and the label -1.
+
+        Raises:
+            UserError: an image cannot be decoded.
+        """
+        batches = self._run(_EvalJob(self))
+        try:
+            yield from batches
+        finally:
+            batches.close()
+
+
+class _TrainBatch(NamedTuple):
+    step: int
+    images: np.ndarray
+    labels: np.ndarray
+    bad: list
+
+
+class _TrainJob:
+    """How one epoch's training batches come about; see `src.data.loader.Job`."""
+
+    def __init__(self, batches: TrainBatches, epoch: int) -> None:
+        config = batches.config
+        self.batches, self.config, self.epoch = batches, config, epoch
+        self.samples, self.size = batches.samples, config.image_size
+        self.order = generator(_ORDER, config.seed, epoch).permutation(len(batches.samples)).astype(np.int32)
+        self.transform = create_transform(config, is_training=True)
+        self.mixup = None
+        if config.mixes and (config.mixup_off_epoch == 0 or epoch <= config.mixup_off_epoch):
+            self.mixup = Mixup(config.mix_up, config.cutmix, config.mixup_prob, config.switch_prob, config.mixup_mode)
+
+    def start(self, step: int) -> tuple[_TrainBatch, int]:
+        batch = self.config.batch_size
+        images = np.empty((batch, 3, self.size, self.size), np.float32)
+        return _TrainBatch(step, images, np.empty(batch, np.int64), []), batch
+
+    def fill(self, batch: _TrainBatch, place: int) -> None:
+        size, world = self.config.batch_size, self.batches.world
+        position = (batch.step * world + self.batches.rank) * size + place
+        for attempt in range(len(self.order)):
+            index = int(self.order[(position + attempt) % len(self.order)])
+            try:
+                encoded = self.samples.read(index)
+                self.transform(encoded, batch.images[place], generator(_SAMPLE, self.config.seed, self.epoch, index))
+            except (OSError, UndecodableImage) as error:
+                batch.bad.append((place, attempt, self.samples.path(index), str(error)))
+                if attempt >= MOST_BAD * len(self.order):
+                    break
+                continue
+            batch.labels[place] = self.samples.labels[index]
+            return
+        raise UserError(
+            f"data_url: {self.samples.path(index)} and those around it cannot be decoded: mend or remove them"
+        )
+
+    def finish(self, batch: _TrainBatch) -> tuple:
+        config, world, rank = self.config, self.batches.world, self.batches.rank
+        size = config.batch_size
+        mine = slice(rank * size, (rank + 1) * size)
+        targets = np.full((size, config.num_classes), config.label_smoothing / config.num_classes, np.float32)
+        targets[np.arange(size), batch.labels] += np.float32(1 - config.label_smoothing)
+        if self.mixup:
+            rng = generator(_MIX, config.seed, self.epoch, batch.step)
+            mix = self.mixup.draw(size, world, (self.size, self.size), rng)
+            self.mixup.apply(batch.images, targets, type(mix)(*(part[mine] for part in mix)))
+        arrays = (batch.images, targets)
+        if self.batches.uniform_columns:
+            rng = generator(_UNIFORM, config.seed, self.epoch, batch.step)
+            uniforms = rng.random((size * world, self.batches.uniform_columns), np.float32)[mine]
+            arrays += (uniforms,)
+        return arrays, [(path, reason) for _, _, path, reason in sorted(batch.bad)]
+
+
+class _EvalJob:
+    """How the evaluation batches come about; see `src.data.loader.Job`."""
+
+    def __init__(self, batches: EvalBatches) -> None:
+        self.samples, self.batch, self.size = batches.samples, batches.config.batch_size, batches.config.image_size
+        self.indices = range(batches.rank, len(batches.samples), batches.world)
+        self.transform = create_transform(batches.config, is_training=False)
+
+    def start(self, step: int) -> tuple[tuple, int]:
+        indices = self.indices[step * self.batch : (step + 1) * self.batch]
+        images = np.empty((self.batch, 3, self.size, self.size), np.float32)
+        images[len(indices) :] = 0.0
+        labels = np.full(self.batch, -1, np.int32)
+        labels[: len(indices)] = self.samples.labels[indices.start : indices.stop : indices.step]
+        return (indices, images, labels), len(indices)
+
+    def fill(self, batch: tuple, place: int) -> None:
+        indices, images, _ = batch
+        try:
+            self.transform(self.samples.read(indices[place]), images[place])
+        except (OSError, UndecodableImage) as error:
+            path = self.samples.path(indices[place])
+            raise UserError(f"data_url: {path}: cannot be decoded ({error}); mend or remove it") from error
+
+    def finish(self, batch: tuple) -> tuple[np.ndarray, np.ndarray]:
+        return batch[1:]
