@@ -30,12 +30,13 @@ class Flavour:
 
     stem_bias: the stem's convolutions have a bias; same_padding: 3x3 convolutions of stride 2 pad as little as is
     needed, at the right and bottom first, instead of one on every side; half_pixel_centers: how bilinear upsampling
-    places its samples.
+    places its samples; folded: batch norm is part of the convolutions, for inference (`fold.py`).
     """
 
     stem_bias: bool
     same_padding: bool
     half_pixel_centers: bool
+    folded: bool = False
 
 
 ARCHITECTURES = {

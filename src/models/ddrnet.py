@@ -30,11 +30,12 @@ def conv_bn(cin: int, cout: int, kernel: int, stride: int, flavour: Flavour, bia
         stride,
         pad_mode="same" if same else "pad",
         padding=0 if same else kernel // 2,
-        has_bias=bias,
+        has_bias=bias or flavour.folded,
         weight_init=HeNormal(mode="fan_out", nonlinearity="relu"),
         bias_init="zeros",
     )
-    return [conv, nn.BatchNorm2d(cout, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)]
+    norm = nn.Identity() if flavour.folded else nn.BatchNorm2d(cout, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+    return [conv, norm]
 
 
 class DropPath(nn.Cell):
@@ -124,13 +125,13 @@ class DDRNet(nn.Cell):
         self, architecture: Architecture, flavour: Flavour, num_classes: int = 1000, drop_path_rate: float = 0.0
     ) -> None:
         super().__init__()
+        self.architecture, self.flavour, self.num_classes = architecture, flavour, num_classes
         planes, high = architecture.planes, architecture.planes * 2
         first, second, third, fourth = architecture.depths
         parts = len(architecture.third)
         low_depths = [first, second, *[third // parts] * parts, fourth, 1]
         self._total_depth = sum(low_depths)
         self._rate = drop_path_rate
-        self._flavour = flavour
         self.num_drop_paths = 0
 
         self.conv1 = nn.SequentialCell(
@@ -188,19 +189,19 @@ class DDRNet(nn.Cell):
                     stride if i == 0 else 1,
                     i == 0 or i < count - 1,
                     self._drop_path(depth + i),
-                    self._flavour,
+                    self.flavour,
                 )
                 for i in range(count)
             ]
         )
 
     def _bottleneck(self, cin: int, width: int, depth: int) -> Stage:
-        return Stage([Residual(cin, width, (1, 3, 1), 1, True, self._drop_path(depth), self._flavour)])
+        return Stage([Residual(cin, width, (1, 3, 1), 1, True, self._drop_path(depth), self.flavour)])
 
     def _down(self, cin: int, *widths: int) -> nn.SequentialCell:
         cells = []
         for width in widths:
-            cells += conv_bn(cin, width, 3, 2, self._flavour) + [nn.ReLU()]
+            cells += conv_bn(cin, width, 3, 2, self.flavour) + [nn.ReLU()]
             cin = width
         return nn.SequentialCell(cells[:-1])
 

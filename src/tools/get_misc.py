@@ -3,10 +3,16 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from src.args import Config
 from src.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mindspore import nn
+
+    from src.data import Batches
 
 
 def run(main: Callable[[], None]) -> None:
@@ -27,3 +33,19 @@ def _report(error: UserError) -> int:
 def output_folder(config: Config) -> Path:
     """Where outputs go: train_url, or the current folder."""
     return Path(config.train_url or ".")
+
+
+def describe(config: Config, network: "nn.Cell", train: "Batches", val: "Batches", rates: "np.ndarray") -> str:
+    """What a run is about to do, in lines: the configuration and what follows from it."""
+    lines = [f"  {name}: {value}" for name, value in config.model_dump().items()]
+    parameters = sum(parameter.size for parameter in network.trainable_params())
+    peak = rates.max()
+    return "\n".join(
+        [
+            "configuration",
+            *lines,
+            f"network: {config.arch}, {parameters:,} trainable parameters",
+            f"data: {train.size:,} training and {val.size:,} validation images in {len(train.classes):,} classes",
+            f"learning rate: at most {peak:.6g}, for a global batch of {config.images_an_update:,}; {len(rates):,} updates",
+        ]
+    )

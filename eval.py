@@ -1,0 +1,70 @@
+"""Evaluate a DDRNet classifier on val/, or name what single images show.
+
+python eval.py --device_id 0 --device_target Ascend --ddr_config CONFIG --pretrained ./ckpt_0/DDRNet23.ckpt
+"""
+
+import logging
+from typing import Optional
+
+import numpy as np
+
+from src.args import Config, parse_args
+from src.errors import UserError
+from src.tools.get_misc import run
+
+
+def main(argv: Optional[list[str]] = None) -> None:
+    """Print loss, top-1 and top-5 over val/, or with --images the five likeliest classes of each."""
+    images = ("--images", {"nargs": "+", "metavar": "IMAGE", "help": "classify these files instead of val/"})
+    config, rest = parse_args(argv, "Evaluate a DDRNet classifier.", extra=[images])
+    if not config.pretrained:
+        raise UserError("--pretrained: name the weights to evaluate, such as ./ckpt_0/DDRNet23.ckpt")
+
+    from tqdm import tqdm
+
+    from src.data import create_dataset
+    from src.models import create_model
+    from src.tools.cell import cast_amp
+    from src.tools.evaluate import evaluate
+    from src.tools.launch import launch
+    from src.tools.weights import load_pretrained
+
+    log = logging.getLogger("eval")
+    config, place = launch(config)
+    network = create_model(config.arch, config.num_classes, flavour=config.flavour)
+    load_pretrained(network, config.pretrained, config.flavour)
+    cast_amp(network, config.amp_level, config.keep_bn_fp32)
+    network.set_train(False)
+    if rest.images:
+        classify(network, rest.images, config)
+        return
+
+    val = create_dataset(config, "val", place.rank, place.world)
+    if val.classes_from == "val":
+        log.info("classes: from val/, as there is no train/")
+    with tqdm(total=val.size, unit="img", disable=None) as bar:
+        means = evaluate(network, val.epoch(), report=bar.update).means()
+    log.info("Loss: %.5f", means["loss"])
+    log.info("Top1 acc: %.5f", means["top1"])
+    log.info("Top5 acc: %.5f", means["top5"])
+
+
+def classify(network: "nn.Cell", paths: list[str], config: Config) -> None:  # noqa: F821
+    """Print the five likeliest classes of each image, with probabilities."""
+    from mindspore import Tensor
+
+    from src.data import class_names, load_eval_image
+
+    names = class_names(config) or [f"class {index}" for index in range(config.num_classes)]
+    images = [load_eval_image(path, config) for path in paths]
+    for path, image in zip(paths, images):
+        logits = network(Tensor(image[None])).asnumpy()[0].astype(np.float64)
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        print(path)
+        for index in np.argsort(-shares, kind="stable")[:5]:
+            print(f"  {shares[index]:7.2%}  {names[index]}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,91 @@
+"""Export a trained DDRNet for deployment: <arch>.mindir and <arch>.json in the current folder.
+
+python export.py --pretrained ./ckpt_0/DDRNet23.ckpt --ddr_config CONFIG --device_target CPU
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from src.args import Config, parse_args
+from src.errors import UserError
+from src.tools.get_misc import run
+
+TOLERANCE = 1e-4  # of the largest logit
+
+
+def main(argv: Optional[list[str]] = None) -> None:
+    """Write the file, load it again, compare its logits with the network's, and say beside it what a runtime needs."""
+    config, rest = parse_args(argv, "Export a DDRNet classifier to the current folder.")
+    if not config.pretrained:
+        raise UserError("--pretrained: name the weights to export, such as ./ckpt_0/DDRNet23.ckpt")
+    if config.file_format == "AIR" and config.device_target != "Ascend":
+        raise UserError("file_format: AIR needs --device_target Ascend; MINDIR serves on every device")
+
+    import mindspore as ms
+
+    from src.data import class_names
+    from src.models import create_model
+    from src.tools.files import atomic_write, write_text
+    from src.tools.launch import launch
+    from src.tools.weights import load_pretrained
+
+    config, _ = launch(config)
+    network = create_model(config.arch, config.num_classes, flavour=config.flavour)
+    load_pretrained(network, config.pretrained, config.flavour)
+    network.set_train(False)
+    batch = config.batch_size if "batch_size" in rest.given else 1
+    shape = (batch, 3, config.image_size, config.image_size)
+    images = ms.Tensor(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+    path = Path(f"{config.arch}.{config.file_format.lower()}")
+    with atomic_write(path) as temporary:
+        ms.export(network, images, file_name=str(temporary), file_format=config.file_format)
+        if config.file_format == "MINDIR":
+            check(network, temporary, images)
+    classes = class_names(config)
+    write_text(path.with_suffix(".json"), json.dumps(serving(config, classes, shape), indent=1) + "\n")
+    log = logging.getLogger("export")
+    log.info("%s: %d x 3 x %d x %d to %d logits", path, *shape[:1], *shape[2:], config.num_classes)
+    if classes is None:
+        log.info("%s: no class names, as %s has neither train/ nor val/", path.with_suffix(".json"), config.data_url)
+
+
+def check(network: "nn.Cell", path: Path, images: "ms.Tensor") -> None:  # noqa: F821
+    """Load an exported file again; it must give the network's logits."""
+    import mindspore as ms
+
+    want = network(images).asnumpy()
+    got = ms.nn.GraphCell(ms.load(str(path)))(images).asnumpy()
+    off = float(np.abs(got - want).max())
+    if not off <= TOLERANCE * max(1.0, float(np.abs(want).max())):
+        raise UserError(f"{path}: the exported file gives other logits than the network, by {off:.3g}; nothing is kept")
+
+
+def serving(config: Config, classes: Optional[list[str]], shape: tuple[int, ...]) -> dict[str, Any]:
+    """What a runtime must know to serve the exported file."""
+    from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+    return {
+        "arch": config.arch,
+        "flavour": config.flavour,
+        "num_classes": config.num_classes,
+        "classes": classes,
+        "image_size": config.image_size,
+        "crop_mode": config.crop_mode,
+        "crop_pct": config.crop_pct,
+        "interpolation": "bicubic" if config.interpolation == "random" else config.interpolation,
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "color": "RGB",
+        "input": {"shape": list(shape), "dtype": "float32", "layout": "NCHW"},
+        "output": {"shape": [shape[0], config.num_classes], "dtype": "float32"},
+        "mindir_version": 3,
+    }
+
+
+if __name__ == "__main__":
+    run(main)

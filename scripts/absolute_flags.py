@@ -1,0 +1,28 @@
+"""Print a configuration's paths as absolute flags, one a line, for a script that runs the program from another folder.
+
+python scripts/absolute_flags.py CONFIG [FLAG VALUE ...]
+
+Relative paths are those of the folder it is called in. A wrong configuration ends here, before anything is started.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src.args import parse_args
+from src.tools.get_misc import run
+
+
+def main() -> None:
+    """Check the configuration and print the flags."""
+    config, rest = parse_args(["--ddr_config", *sys.argv[1:]])
+    print("--ddr_config", Path(rest.ddr_config).resolve(), sep="\n")
+    for name in ("data_url", "train_url", "pretrained"):
+        value = getattr(config, name)
+        if value and "://" not in value:
+            print(f"--{name}", Path(value).resolve(), sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)

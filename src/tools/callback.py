@@ -1,0 +1,126 @@
+"""What a run tells its user: a progress bar or plain lines, metrics.jsonl, curves.png."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+from tqdm import tqdm
+
+from src.tools.files import atomic_write, write_text
+
+
+class Progress:
+    """Loss, learning rate, images/s and time left: a bar on a terminal, a line every `log_every` steps in a log.
+
+    Args:
+        steps: updates an epoch.
+        epochs: of the whole run.
+        images: images an update, over all devices.
+        log_every: steps between two lines.
+        quiet: say nothing (ranks but the first).
+    """
+
+    def __init__(self, steps: int, epochs: int, images: int, log_every: int, quiet: bool = False) -> None:
+        self.steps, self.epochs, self.images, self.log_every, self.quiet = steps, epochs, images, log_every, quiet
+        self.bar: Optional[tqdm] = None
+
+    def start(self, epoch: int) -> None:
+        """Begin an epoch, counted from 1."""
+        self.epoch, self.done = epoch, 0
+        self.told_done, self.told_time = 0, time.perf_counter()
+        if sys.stderr.isatty() and not self.quiet:
+            self.bar = tqdm(total=self.steps, desc=f"epoch {epoch}/{self.epochs}", unit="step", dynamic_ncols=True)
+
+    def step(self, done: int, loss: float, lr: float) -> None:
+        """`done` updates of the epoch are behind, the last with this loss."""
+        advanced, self.done = done - self.done, done
+        due = done // self.log_every > self.told_done // self.log_every or done == self.steps
+        if self.quiet or not (self.bar or due):
+            return
+        seconds = max(time.perf_counter() - self.told_time, 1e-9) / (done - self.told_done)
+        left = clock(seconds * (self.steps * (self.epochs - self.epoch + 1) - done))
+        speed = self.images / seconds
+        if self.bar:
+            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.4g}, {speed:.1f} img/s, {left} left", refresh=False)
+            self.bar.update(advanced)
+        if due:
+            if not self.bar:
+                place = f"epoch {self.epoch}/{self.epochs} step {done}/{self.steps}"
+                print(f"{place} loss {loss:.4f} lr {lr:.4g} {speed:.1f} img/s {left} left", flush=True)
+            self.told_done, self.told_time = done, time.perf_counter()
+
+    def end(self) -> None:
+        """End the epoch's bar."""
+        if self.bar:
+            self.bar.close()
+            self.bar = None
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+class Metrics:
+    """metrics.jsonl, a line an epoch, and the curves drawn from it.
+
+    A file that an earlier run left is kept under the next free name, metrics.1.jsonl and so on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.curves = folder / "curves.png"
+        self.records: list[dict[str, Any]] = []
+        if self.path.exists():
+            number = 1
+            while (kept := folder / f"metrics.{number}.jsonl").exists():
+                number += 1
+            self.path.rename(kept)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add an epoch's record and draw the curves anew."""
+        self.records.append(record)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.records))
+        draw_curves(self.records, self.curves)
+
+
+def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss, accuracy and learning rate over the epochs to a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    loss, accuracy, rate = figure.subplots(1, 3)
+
+    def line(axes: Any, name: str, label: str, colour: str, factor: float = 1.0) -> None:
+        points = [(record["epoch"], record[name] * factor) for record in records if record.get(name) is not None]
+        if points:
+            marker = "o" if len(points) <= 40 else None
+            axes.plot(*zip(*points), label=label, color=colour, marker=marker, markersize=3, linewidth=1.6)
+
+    line(loss, "loss", "training", "#4269d0")
+    line(loss, "val_loss", "validation", "#ff725c")
+    loss.set_title("Loss")
+    line(accuracy, "top1", "top-1", "#ff725c", 100)
+    line(accuracy, "top5", "top-5", "#efb118", 100)
+    accuracy.set_title("Validation accuracy, %")
+    line(rate, "lr", "at the epoch's end", "#3ca951")
+    rate.set_title("Learning rate")
+    scored = [record for record in records if record.get("top1") is not None]
+    if scored:
+        best = max(scored, key=lambda record: record["top1"])
+        accuracy.axhline(best["top1"] * 100, color="#ff725c", linewidth=0.8, linestyle=":")
+        accuracy.set_title(f"Validation accuracy, % (best top-1 {best['top1']:.2%} in epoch {best['epoch']})")
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            axes.legend(frameon=False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)

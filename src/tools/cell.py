@@ -1,0 +1,28 @@
+"""Mixed precision: which cells of a network compute in float16. Parameters stay float32 at every level."""
+
+import mindspore as ms
+from mindspore import nn
+
+
+def cast_amp(network: nn.Cell, amp_level: str, keep_bn_fp32: bool) -> nn.Cell:
+    """Let a classifier compute in float16, in place (Micikevicius et al., arXiv 1710.03740).
+
+    Args:
+        network: with its classifier in `network.linear`.
+        amp_level: O0 all float32; O1 convolutions float16; O2 all but the classifier float16; O3 all float16.
+        keep_bn_fp32: at O2 and O3, batch norm computes in float32.
+    """
+    if amp_level == "O0":
+        return network
+    if amp_level == "O1":
+        half = [cell for _, cell in network.cells_and_names() if isinstance(cell, nn.Conv2d)]
+    else:
+        half = [network]
+    for cell in half:
+        cell.to_float(ms.float16)
+    full = [network.linear] if amp_level == "O2" else []
+    if amp_level == "O1" or keep_bn_fp32:
+        full += [cell for _, cell in network.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
+    for cell in full:
+        cell.to_float(ms.float32)
+    return network

@@ -1,0 +1,31 @@
+"""Accuracy of a network on a data set: each image counts once, whatever the batch size and the number of ranks."""
+
+from collections.abc import Iterable
+from typing import Callable, Optional
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from src.tools.metrics import Totals
+
+
+def evaluate(
+    network: nn.Cell, batches: Iterable[tuple[np.ndarray, np.ndarray]], report: Optional[Callable[[int], None]] = None
+) -> Totals:
+    """Run the network in inference mode over batches of images (N, 3, H, W) and labels (N,), -1 for padding.
+
+    Args:
+        network: from images to logits; its training flag is put back afterwards.
+        batches: all of one shape, so that one graph serves them.
+        report: is told how many images each batch held.
+    """
+    training = network.training
+    network.set_train(False)
+    totals = Totals()
+    for images, labels in batches:
+        before = totals.images
+        totals.add(network(Tensor(images)).asnumpy(), labels)
+        if report:
+            report(totals.images - before)
+    network.set_train(training)
+    return totals

@@ -1,0 +1,141 @@
+"""One step of training, as one graph: forward, backward, loss scaling, accumulation, clipping, update."""
+
+from typing import Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.parallel._utils import _get_device_num, _get_gradients_mean
+
+INITIAL_SCALE = 4096.0
+SCALE_FACTOR = 2.0
+SCALE_WINDOW = 1000
+
+
+class LossScale(nn.Cell):
+    """The factor that keeps small float16 gradients above zero (Micikevicius et al., arXiv 1710.03740, section 3.2).
+
+    Dynamic: halved, down to 1, at an overflow, doubled after SCALE_WINDOW updates without one. Fixed: never changed.
+    """
+
+    def __init__(self, fixed: Optional[float] = None) -> None:
+        super().__init__()
+        self.dynamic = fixed is None
+        self.value = Parameter(Tensor(INITIAL_SCALE if fixed is None else fixed, ms.float32), name="loss_scale")
+        self.good_updates = Parameter(Tensor(0, ms.int32), name="good_updates")
+
+    def construct(self, finite: Tensor) -> Tensor:
+        """Take note of an update: finite is a bool scalar, whether its gradients were."""
+        if self.dynamic:
+            good = ops.where(finite, self.good_updates + 1, ops.zeros_like(self.good_updates))
+            grows = good >= SCALE_WINDOW
+            lower = ops.maximum(self.value / SCALE_FACTOR, ops.ones_like(self.value))
+            higher = ops.where(grows, self.value * SCALE_FACTOR, self.value)
+            self.value = ops.where(finite, higher, lower)
+            self.good_updates = ops.where(grows, ops.zeros_like(good), good)
+        return finite
+
+
+class TrainOneStep(nn.Cell):
+    """A step of training on one batch a device.
+
+    The norm of the scaled gradients is the one reduction over them: where it is not finite the update is skipped, with
+    weights, moments and learning rate as they were. Unscaling, averaging over accumulated batches and clipping are one
+    multiplication.
+
+    Args:
+        network: images, targets, ... to the mean loss of the batch.
+        optimizer: over the network's trainable parameters.
+        loss_scale: None for the dynamic scale, or a fixed one.
+        clip_norm: global norm that gradients are clipped to (Pascanu et al., arXiv 1211.5063, section 3.2); None: off.
+        accumulation: batches whose gradients are averaged into one update.
+
+    Attributes:
+        loss_sum, losses, overflows: sums since the host last took them, so that they are known where data sinks and
+            the host sees only the end of a piece: of finite losses, of how many batches, and of skipped updates.
+    """
+
+    def __init__(
+        self,
+        network: nn.Cell,
+        optimizer: nn.Optimizer,
+        loss_scale: Optional[float] = None,
+        clip_norm: Optional[float] = None,
+        accumulation: int = 1,
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.network.set_grad()
+        self.optimizer = optimizer
+        self.weights = optimizer.parameters
+        self.loss_scale = LossScale(loss_scale)
+        self.clip_norm = clip_norm
+        self.accumulation = accumulation
+        self.loss_sum = Parameter(Tensor(0.0, ms.float32), name="loss_sum")
+        self.losses = Parameter(Tensor(0, ms.int32), name="losses")
+        self.overflows = Parameter(Tensor(0, ms.int32), name="overflows")
+        if accumulation > 1:
+            self.accumulated = self.weights.clone(prefix="accumulated", init="zeros")
+            self.batches = Parameter(Tensor(0, ms.int32), name="accumulated_batches")
+        self.distributed = _get_device_num() > 1
+        if self.distributed:
+            self.reduce = nn.DistributedGradReducer(self.weights, _get_gradients_mean(), _get_device_num())
+        self.differentiate = ops.value_and_grad(self._scaled_loss, None, self.weights, has_aux=True)
+        self.l2_loss = ops.L2Loss()
+        self.hyper_map = ops.HyperMap()
+
+    def construct(self, *batch: Tensor) -> Tensor:
+        """A batch, as the network takes it, to its loss (float32 scalar, not scaled)."""
+        (_, loss), gradients = self.differentiate(*batch)
+        known = ops.isfinite(loss)
+        self.loss_sum = self.loss_sum + ops.where(known, loss, ops.zeros_like(loss))
+        self.losses = self.losses + ops.cast(known, ms.int32)
+        if self.accumulation == 1:
+            loss = ops.depend(loss, self._update(gradients))
+        else:
+            added = self.hyper_map(ops.assign_add, self.accumulated, gradients)
+            self.batches = ops.depend(self.batches, added) + 1
+            if self.batches >= self.accumulation:
+                loss = ops.depend(loss, self._update(self.accumulated))
+                cleared = self.hyper_map(_clear, self.accumulated)
+                self.batches = ops.depend(ops.zeros_like(self.batches), cleared)
+        return loss
+
+    def learning_rate(self, rates: np.ndarray) -> float:
+        """The rate of the next update; skipped updates have not advanced it. `rates`: as the optimizer has them."""
+        return float(rates[min(int(self.optimizer.global_step.asnumpy()[0]), len(rates) - 1)])
+
+    def take_totals(self) -> dict[str, float]:
+        """Mean loss and number of overflows since the last call, and the loss scale; the sums start anew."""
+        losses = max(int(self.losses.asnumpy()), 1)
+        totals = {
+            "loss": float(self.loss_sum.asnumpy()) / losses,
+            "loss_scale": float(self.loss_scale.value.asnumpy()),
+            "overflows": int(self.overflows.asnumpy()),
+        }
+        for parameter in (self.loss_sum, self.losses, self.overflows):
+            parameter.set_data(ops.zeros_like(parameter))
+        return totals
+
+    def _scaled_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self.network(*batch)
+        return loss * self.loss_scale.value, loss
+
+    def _update(self, gradients: tuple) -> Tensor:
+        if self.distributed:
+            gradients = self.reduce(gradients)
+        halves = self.hyper_map(self.l2_loss, gradients)
+        norm = ops.sqrt(2.0 * ops.addn(halves))
+        finite = ops.isfinite(norm)
+        unscale = 1.0 / (self.loss_scale.value * self.accumulation)
+        if self.clip_norm is not None:
+            unscale = unscale * ops.minimum(self.clip_norm / (norm * unscale + 1e-6), ops.ones_like(norm))
+        if finite:
+            gradients = self.hyper_map(ops.partial(ops.mul, unscale), gradients)
+            finite = ops.depend(finite, self.optimizer(gradients))
+        self.overflows = self.overflows + ops.cast(ops.logical_not(finite), ms.int32)
+        return self.loss_scale(finite)
+
+
+def _clear(accumulated: Parameter) -> bool:
+    return ops.assign(accumulated, ops.zeros_like(accumulated))
