@@ -1,0 +1,32 @@
+// What export.py says about a network, in the .json beside its MindIR.
+#ifndef DDRNET_SPEC_H_
+#define DDRNET_SPEC_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "resize.h"
+
+namespace ddrnet {
+
+struct Spec {
+  int image_size = 0;          // side of the network's input, pixels
+  bool squash = true;          // resize both sides to resize_to, or (crop_mode center) the shorter one
+  double crop_pct = 0;         // share of the resized side that is kept
+  Filter filter = Filter::kBicubic;
+  double mean[3] = {};         // of red, green and blue, as shares of 255
+  double std[3] = {};
+  std::vector<int64_t> input_shape;   // N, 3, H, W
+  std::vector<int64_t> output_shape;  // N, classes
+};
+
+// "model.mindir" to "model.json", in the same folder.
+std::string SpecPath(const std::string &mindir_path);
+
+// Throws UserError, naming the file and the key, where the file is missing, malformed or contradicts itself.
+Spec ReadSpec(const std::string &path);
+
+}  // namespace ddrnet
+
+#endif  // DDRNET_SPEC_H_
