@@ -1,5 +1,7 @@
 // Runs an exported network over an ImageNet-style folder on MindSpore Lite and writes the logits of each image.
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -66,8 +68,12 @@ int Run(const Options &options) {
 }  // namespace ddrnet
 
 int main(int argc, char **argv) {
-  // MindSpore Lite reports each failure in pages; its log is for whoever asks for it.
-  setenv("GLOG_v", "4", 0);
+  // MindSpore Lite reports each failure in pages, and has read how much to report before main() begins: the program
+  // starts itself once more with its log off. Whoever sets GLOG_v gets it.
+  if (getenv("GLOG_v") == nullptr) {
+    setenv("GLOG_v", "4", 0);
+    execv("/proc/self/exe", argv);
+  }
   try {
     const ddrnet::Options options = ddrnet::ParseOptions(argc, argv);
     if (options.help) {

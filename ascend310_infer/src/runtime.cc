@@ -42,7 +42,8 @@ std::string ShapeText(const std::vector<int64_t> &shape) {
 
 // Why a model could not be built, as far as can be told from outside the runtime.
 std::string Reason(int version, const std::string &device_target, int device_id, const mindspore::Status &status) {
-  const std::string runtime = mindspore::Version();
+  const std::string version_text = mindspore::Version();  // empty in some packages
+  const std::string runtime = version_text.empty() ? "this MindSpore Lite" : version_text;
   if (device_target == "Ascend" && !Exists(kAscendManager)) {
     return "there is no Ascend card here (" + std::string(kAscendManager) +
            " is missing); npu-smi info must list it, and DEVICE_TARGET=CPU runs without one";
