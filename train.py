@@ -4,40 +4,42 @@ python train.py --ddr_config ./src/configs/ddrnet23_imagenet.yaml --device_id 0 
 """
 
 import logging
+import sys
 import time
-from typing import Optional
+from typing import Any, Optional
 
-from src.args import parse_args
+from mindspore import nn
+
+from src.args import Config, parse_args
+from src.data import Batches, create_dataset
 from src.errors import UserError
+from src.models import create_model
+from src.tools.callback import Metrics, Progress
+from src.tools.cell import cast_amp
+from src.tools.checkpoint import Checkpoints, Saved, holding, read_saved
+from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
+from src.tools.evaluate import evaluate
 from src.tools.get_misc import describe, output_folder, run
+from src.tools.launch import launch
+from src.tools.optimizer import create_optimizer
+from src.tools.schedulers import learning_rates
+from src.tools.signals import Interrupted, StopSignal
+from src.tools.weights import load_pretrained
+from src.trainers.feed import Feed
+from src.trainers.train_one_step import TrainOneStep
+
+log = logging.getLogger("train")
 
 
 def main(argv: Optional[list[str]] = None) -> None:
-    """Train, validate, save; see the README for every key."""
+    """Train, validate, save; the README explains every key."""
     began = time.perf_counter()
-    config, _ = parse_args(argv, "Train a DDRNet classifier; see README.md for every key.")
+    config, _ = parse_args(argv, "Train a DDRNet classifier; the README explains every key.")
     if config.start_epoch >= config.epochs:
         raise UserError(f"start_epoch: must be below epochs, {config.epochs}, not {config.start_epoch}")
 
-    # MindSpore takes seconds to import; --help and a wrong flag need not wait for it.
-    from src.data import create_dataset
-    from src.models import create_model
-    from src.tools.callback import Metrics, Progress
-    from src.tools.cell import cast_amp
-    from src.tools.checkpoint import Checkpoints
-    from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
-    from src.tools.evaluate import evaluate
-    from src.tools.launch import launch
-    from src.tools.optimizer import create_optimizer
-    from src.tools.schedulers import learning_rates
-    from src.tools.weights import load_pretrained
-    from src.trainers.feed import Feed
-    from src.trainers.train_one_step import TrainOneStep
-
     # 1. The device, and this process's place among the ranks.
     config, place = launch(config)
-    log = logging.getLogger("train") if place.is_first else logging.getLogger("rank")
-    log.setLevel(logging.INFO if place.is_first else logging.WARNING)
 
     # 2. The network and what it starts from.
     network = create_model(config.arch, config.num_classes, config.drop_path_rate, config.flavour)
@@ -60,42 +62,130 @@ def main(argv: Optional[list[str]] = None) -> None:
         loss_scale=None if config.is_dynamic_loss_scale else config.loss_scale,
         clip_norm=config.clip_global_norm_value if config.clip_global_norm else None,
         accumulation=config.accumulation_step,
+        ema_decay=config.ema_decay,
     )
     step.set_train()
 
-    # 5. Train.
-    log.info(describe(config, network, train, val, rates))
+    # 5. Where to begin: afresh, or where a checkpoint ends.
     folder = output_folder(config)
-    checkpoints = Checkpoints(folder / f"ckpt_{place.rank}", config.arch, config.keep_checkpoint_max)
-    metrics = Metrics(folder)
-    progress = Progress(updates, config.epochs, config.images_an_update, config.log_every, quiet=not place.is_first)
-    feed = Feed(step, train, config, config.start_epoch + 1)
-    for epoch in range(config.start_epoch + 1, config.epochs + 1):
-        started = time.perf_counter()
-        progress.start(epoch)
-        for batches_done, loss in feed.epoch(epoch):
-            done, rest = divmod(batches_done, config.accumulation_step)
-            if rest == 0:
-                lr = step.learning_rate(rates)
-                progress.step(done, float(loss.asnumpy()), lr)
-            if epoch == config.start_epoch + 1 and batches_done == feed.piece:
-                log.info("first step after %.1f s", time.perf_counter() - began)
-        progress.end()
-        record = {"epoch": epoch, "step": epoch * updates, "lr": lr, **step.take_totals()}
-        seconds = time.perf_counter() - started
-        record.update(seconds=round(seconds, 2), img_s=round(updates * config.images_an_update / seconds, 1))
+    checkpoints = Checkpoints(folder / "ckpt_0", config.arch, config.keep_checkpoint_max)
+    checkpoints.lock()
+    saved = find_saved(checkpoints, config)
+    first, done, spent = config.start_epoch + 1, 0, 0.0
+    if saved:
+        saved.restore(network, step, config.flavour)
+        checkpoints.best = saved.facts["best"]
+        first, done, spent = saved.facts["next_epoch"], saved.facts["next_done"], saved.facts["seconds"]
+        log.info("going on from %s, in epoch %d after step %d", saved.path, first, done)
 
-        # 6. Validate and save.
+    # 6. Train.
+    log.info(describe(config, network, train, val, rates))
+    metrics = Metrics(folder, first_epoch=first if saved else 1)
+    progress = Progress(updates, config.epochs, config.images_an_update, config.log_every)
+    feed = Feed(step, train, config, first, done * config.accumulation_step)
+    stop = StopSignal()
+    for epoch in range(first, config.epochs + 1):
+        started = time.perf_counter() - spent
+        progress.start(epoch, done)
+        for batches_done, loss in feed.epoch(epoch, done * config.accumulation_step):
+            if began:
+                log.info("first step after %.1f s", time.perf_counter() - began)
+                began = 0.0
+            if batches_done % config.accumulation_step:
+                continue
+            done = batches_done // config.accumulation_step
+            step.check_health(rates)
+            progress.step(done, float(loss.asnumpy()), step.learning_rate(rates), feed.wait_ms)
+            due = config.save_steps and done % config.save_steps == 0 and done < updates
+            if due or stop.number:
+                spent = time.perf_counter() - started
+                path = checkpoints.save(network, step, config, epoch, done, finished=False, seconds=spent)
+            if stop.number:
+                progress.end()
+                leave(stop.number, path)
+        progress.end()
+        spent = time.perf_counter() - started
+
+        # 7. Validate, record and save.
         last = epoch == config.epochs
+        scores = {}
         if last or (config.eval_every and epoch % config.eval_every == 0):
-            means = evaluate(network, val.epoch()).means()
-            record.update(val_loss=means["loss"], top1=means["top1"], top5=means["top5"])
-            log.info("epoch %d: val loss %.5f, top-1 %.5f, top-5 %.5f", epoch, *means.values())
-            checkpoints.save_best(network, means["top1"])
-        if last or (config.save_every and epoch % config.save_every == 0):
-            checkpoints.save(network, epoch, updates)
-        metrics.add(record)
-    log.info("weights: %s, best top-1 %.5f", checkpoints.save_last(network), checkpoints.best)
+            try:
+                scores = validate(network, step, val, checkpoints, stop)
+            except Interrupted:
+                leave(stop.number, checkpoints.save(network, step, config, epoch, done, finished=False, seconds=spent))
+            log.info("epoch %d: val loss %.5f, top-1 %.5f, top-5 %.5f", epoch, *list(scores.values())[:3])
+        metrics.add(
+            {
+                "epoch": epoch,
+                "step": epoch * updates,
+                "lr": step.learning_rate(rates),
+                **step.take_totals(),
+                **scores,
+                "seconds": round(spent, 2),
+                "img_s": round(updates * config.images_an_update / spent, 1),
+                "wait_ms": round(feed.wait_ms, 2),
+                "bad_images": train.bad,
+            }
+        )
+        if last or stop.number or (config.save_every and epoch % config.save_every == 0):
+            path = checkpoints.save(network, step, config, epoch, done, finished=True)
+        if stop.number and not last:
+            leave(stop.number, path)
+        done, spent = 0, 0.0
+
+    averaged = step.averaged_weights()
+    with holding(network, averaged):
+        path = checkpoints.save_last(network)
+    log.info("%s weights: %s", "averaged" if averaged else "last", path)
+    log.info("best weights: %s, top-1 %.5f", checkpoints.best_path, checkpoints.best)
+
+
+def find_saved(checkpoints: Checkpoints, config: Config) -> Optional[Saved]:
+    """The checkpoint that --resume asks for; None: none is asked for, or with auto there is none."""
+    if not config.resume:
+        return None
+    if config.resume == "auto":
+        saved, complaints = checkpoints.newest_good()
+        for complaint in complaints:
+            log.warning("%s; the one before it is taken", complaint)
+        if saved is None:
+            log.info("resume: no checkpoint in %s, starting afresh", checkpoints.folder)
+            return None
+    else:
+        saved = read_saved(config.resume)
+    differences = saved.differences(config)
+    for line in differences:
+        log.warning("resume: %s", line)
+    if differences and not config.resume_anyway:
+        raise UserError(
+            f"resume: {len(differences)} key(s) differ from {saved.path} in what changes the run "
+            f"({'; '.join(differences)}); say --resume_anyway True to go on all the same"
+        )
+    return saved
+
+
+def validate(
+    network: nn.Cell, step: TrainOneStep, val: Batches, checkpoints: Checkpoints, stop: StopSignal
+) -> dict[str, Any]:
+    """Scores on val/ for metrics.jsonl, of the weights and of the averaged ones where there are; keeps the best."""
+    scores = {}
+    for prefix, values in {"": None, "ema_": step.averaged_weights()}.items():
+        if prefix and not values:
+            continue
+        with holding(network, values):
+            means = evaluate(network, val.epoch(), report=stop.check).means()
+            scores.update({f"{prefix}val_loss": means["loss"], f"{prefix}top1": means["top1"]})
+            scores.update({f"{prefix}top5": means["top5"]})
+            if checkpoints.save_best(network, means["top1"]) and step.ema_decay:
+                log.info("best so far: the %s weights", "averaged" if prefix else "plain")
+    return scores
+
+
+def leave(signal_number: int, path: Any) -> None:
+    """End after a signal, with the checkpoint saved."""
+    log.info("stopped by signal %d, saved %s; to go on, add --resume auto to the same command", signal_number, path)
+    sys.exit(128 + signal_number)
 
 
 if __name__ == "__main__":

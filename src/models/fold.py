@@ -1,7 +1,7 @@
 """Inference without batch norm: its scale goes into the convolution's weight, its shift into a bias.
 
-With moving statistics batch norm is affine, so conv(x) * s + (beta - mean * s), s = gamma / sqrt(variance + eps), is one
-convolution (Jacob et al., arXiv 1712.05877, section 3.2). Logits differ by float32 rounding alone.
+With moving statistics batch norm is affine, so conv(x) * s + (beta - mean * s) with s = gamma / sqrt(variance + eps) is
+one convolution (Jacob et al., arXiv 1712.05877, section 3.2). Logits differ by float32 rounding alone.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ from src.models.ddrnet import DDRNet
 
 
 def fold_batch_norm(network: DDRNet) -> DDRNet:
-    """A copy of a network for inference, in float32, that computes the same logits faster. The original is untouched."""
+    """A copy of a network for inference that computes the same logits faster. The original is untouched."""
     folded = DDRNet(network.architecture, replace(network.flavour, folded=True), network.num_classes)
     refold(network, folded)
     return folded.set_train(False)

@@ -26,29 +26,31 @@ class Progress:
         self.steps, self.epochs, self.images, self.log_every, self.quiet = steps, epochs, images, log_every, quiet
         self.bar: Optional[tqdm] = None
 
-    def start(self, epoch: int) -> None:
-        """Begin an epoch, counted from 1."""
-        self.epoch, self.done = epoch, 0
-        self.told_done, self.told_time = 0, time.perf_counter()
+    def start(self, epoch: int, done: int = 0) -> None:
+        """Begin an epoch, counted from 1, of which `done` updates are behind."""
+        self.epoch, self.done = epoch, done
+        self.told_done, self.told_time = done, time.perf_counter()
         if sys.stderr.isatty() and not self.quiet:
-            self.bar = tqdm(total=self.steps, desc=f"epoch {epoch}/{self.epochs}", unit="step", dynamic_ncols=True)
+            self.bar = tqdm(
+                total=self.steps, initial=done, desc=f"epoch {epoch}/{self.epochs}", unit="step", dynamic_ncols=True
+            )
 
-    def step(self, done: int, loss: float, lr: float) -> None:
-        """`done` updates of the epoch are behind, the last with this loss."""
+    def step(self, done: int, loss: float, lr: float, wait_ms: float = 0.0) -> None:
+        """`done` updates of the epoch are behind, the last with this loss; a step waits `wait_ms` for its data."""
         advanced, self.done = done - self.done, done
         due = done // self.log_every > self.told_done // self.log_every or done == self.steps
         if self.quiet or not (self.bar or due):
             return
         seconds = max(time.perf_counter() - self.told_time, 1e-9) / (done - self.told_done)
         left = clock(seconds * (self.steps * (self.epochs - self.epoch + 1) - done))
-        speed = self.images / seconds
+        speed = f"{self.images / seconds:.1f} img/s (data wait {wait_ms:.0f} ms)"
         if self.bar:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.4g}, {speed:.1f} img/s, {left} left", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.4g}, {speed}, {left} left", refresh=False)
             self.bar.update(advanced)
         if due:
             if not self.bar:
                 place = f"epoch {self.epoch}/{self.epochs} step {done}/{self.steps}"
-                print(f"{place} loss {loss:.4f} lr {lr:.4g} {speed:.1f} img/s {left} left", flush=True)
+                print(f"{place} loss {loss:.4f} lr {lr:.4g} {speed} {left} left", flush=True)
             self.told_done, self.told_time = done, time.perf_counter()
 
     def end(self) -> None:
@@ -67,18 +69,26 @@ def clock(seconds: float) -> str:
 class Metrics:
     """metrics.jsonl, a line an epoch, and the curves drawn from it.
 
-    A file that an earlier run left is kept under the next free name, metrics.1.jsonl and so on.
+    Args:
+        folder: where both lie.
+        first_epoch: the epoch that will be added first. 1: a file that an earlier run left is kept under the next free
+            name, metrics.1.jsonl and so on; later: its lines of earlier epochs stay, the others are dropped.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first_epoch: int = 1) -> None:
         self.path = folder / "metrics.jsonl"
         self.curves = folder / "curves.png"
         self.records: list[dict[str, Any]] = []
-        if self.path.exists():
+        if not self.path.exists():
+            return
+        if first_epoch == 1:
             number = 1
             while (kept := folder / f"metrics.{number}.jsonl").exists():
                 number += 1
             self.path.rename(kept)
+            return
+        lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        self.records = [line for line in lines if line["epoch"] < first_epoch]
 
     def add(self, record: dict[str, Any]) -> None:
         """Add an epoch's record and draw the curves anew."""

@@ -1,15 +1,60 @@
-"""Checkpoints: the network's parameters, under its names, and nothing else.
+"""Checkpoints: what a run leaves on disk, and how it goes on from there.
 
-`mindspore.load_checkpoint` reads them as they are, with or without crc_check.
+`<arch>-<epoch>_<step>.ckpt` holds the network's parameters, under its names, and nothing else, so that
+`mindspore.load_checkpoint` reads it as it is. All else that the run needs to go on as if nothing had happened lies beside it in a `.state` file:
+moments, loss scale, counters, averaged weights, the place in the data, and the SHA-256 of both files. What is random
+follows from the seed and that place, so no generator's state is needed.
 """
 
+import fcntl
+import hashlib
+import io
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Optional, Union
 
 import mindspore as ms
-from mindspore import nn
+import numpy as np
+from mindspore import Tensor, nn
 
+from src.args import Config
+from src.errors import UserError
 from src.tools.files import atomic_write
+from src.tools.weights import load_pretrained
+
+# Keys that leave the weights as they would have been; batch size, cards and accumulation count by their product.
+HARMLESS = frozenset(
+    {
+        "accumulation_step",
+        "batch_size",
+        "crop_mode",
+        "crop_pct",
+        "data_url",
+        "device_id",
+        "device_num",
+        "device_target",
+        "eval_every",
+        "file_format",
+        "graph_mode",
+        "keep_checkpoint_max",
+        "log_every",
+        "num_parallel_workers",
+        "pretrained",
+        "resume",
+        "resume_anyway",
+        "run_modelarts",
+        "save_every",
+        "save_steps",
+        "set",
+        "sink_size",
+        "train_url",
+    }
+)
+MAGIC = b"DDRNet training state 1\n"
 
 
 def save_weights(network: nn.Cell, path: Path) -> None:
@@ -21,6 +66,37 @@ def save_weights(network: nn.Cell, path: Path) -> None:
     values = [{"name": parameter.name, "data": parameter} for parameter in network.get_parameters()]
     with atomic_write(path) as temporary:
         ms.save_checkpoint(values, str(temporary), crc_check=True)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint: its weights' file, what it says of the run, and the step's arrays."""
+
+    path: Path
+    facts: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def restore(self, network: nn.Cell, step: nn.Cell, flavour: str) -> None:
+        """Bring network, optimizer and counters to where they were."""
+        load_pretrained(network, str(self.path), flavour)
+        for name, parameter in _state_of(network, step).items():
+            if name in self.arrays and self.arrays[name].shape == tuple(parameter.shape):
+                parameter.set_data(Tensor(self.arrays[name]))
+
+    def differences(self, config: Config) -> list[str]:
+        """The keys that would change the run, as lines 'key: then, now'."""
+        then, now = self.facts["config"], json.loads(config.model_dump_json())
+        lines = [
+            f"{key}: {then.get(key)!r} in the checkpoint, {value!r} now"
+            for key, value in now.items()
+            if key not in HARMLESS and then.get(key) != value
+        ]
+        if self.facts["images_an_update"] != config.images_an_update:
+            lines.append(
+                "batch_size x device_num x accumulation_step: "
+                f"{self.facts['images_an_update']} in the checkpoint, {config.images_an_update} now"
+            )
+        return lines
 
 
 class Checkpoints:
@@ -38,11 +114,63 @@ class Checkpoints:
         self.keep = keep
         self.best = -1.0
 
-    def save(self, network: nn.Cell, epoch: int, step: int) -> Path:
-        """Save <arch>-<epoch>_<step>.ckpt, both counted from 1, and drop the oldest beyond `keep`."""
-        path = self.folder / f"{self.arch}-{epoch}_{step}.ckpt"
+    def lock(self) -> None:
+        """Claim the folder until the process ends.
+
+        Raises:
+            UserError: another run writes there, or the folder cannot be written.
+        """
+        path = self.folder / ".lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = path.open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{self.folder}: another run is writing there; stop it or use another folder") from error
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose train_url") from error
+
+    @property
+    def best_path(self) -> Path:
+        """Where the best weights lie."""
+        return self.folder / f"{self.arch}_best.ckpt"
+
+    def save(
+        self,
+        network: nn.Cell,
+        step: nn.Cell,
+        config: Config,
+        epoch: int,
+        done: int,
+        finished: bool,
+        seconds: float = 0.0,
+    ) -> Path:
+        """Save <arch>-<epoch>_<done>.ckpt and .state, then drop the oldest beyond `keep`.
+
+        Args:
+            network: whose parameters go to the .ckpt.
+            step: the training step, whose other parameters go to the .state.
+            config: of the run, to compare at resume.
+            epoch: counted from 1.
+            done: updates of that epoch that are behind.
+            finished: whether the epoch was validated and recorded too.
+            seconds: spent in the epoch so far.
+        """
+        path = self.folder / f"{self.arch}-{epoch}_{done}.ckpt"
         save_weights(network, path)
+        facts = {
+            "next_epoch": epoch + 1 if finished else epoch,
+            "next_done": 0 if finished else done,
+            "seconds": 0.0 if finished else seconds,
+            "best": self.best,
+            "config": json.loads(config.model_dump_json()),
+            "images_an_update": config.images_an_update,
+            "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        arrays = {name: parameter.asnumpy() for name, parameter in _state_of(network, step).items()}
+        _write_state(path.with_suffix(".state"), facts, arrays)
         for old in self.numbered()[: -self.keep]:
+            old.with_suffix(".state").unlink(missing_ok=True)
             old.unlink()
         return path
 
@@ -51,7 +179,7 @@ class Checkpoints:
         if top1 <= self.best:
             return False
         self.best = top1
-        save_weights(network, self.folder / f"{self.arch}_best.ckpt")
+        save_weights(network, self.best_path)
         return True
 
     def save_last(self, network: nn.Cell) -> Path:
@@ -65,3 +193,76 @@ class Checkpoints:
         pattern = re.compile(rf"{re.escape(self.arch)}-\d+_\d+\.ckpt")
         found = [path for path in self.folder.glob(f"{self.arch}-*.ckpt") if pattern.fullmatch(path.name)]
         return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+
+    def newest_good(self) -> tuple[Optional[Saved], list[str]]:
+        """The newest whole checkpoint, and a line for each newer one that is damaged."""
+        complaints = []
+        for path in reversed(self.numbered()):
+            try:
+                return read_saved(path), complaints
+            except UserError as error:
+                complaints.append(str(error))
+        return None, complaints
+
+
+def read_saved(path: Union[str, Path]) -> Saved:
+    """Read a checkpoint that a run can go on from, every byte of it checked.
+
+    Raises:
+        UserError: one of its files is missing or damaged.
+    """
+    path = Path(path)
+    state = path.with_suffix(".state")
+    for file in (path, state):
+        if not file.is_file():
+            raise UserError(f"{file}: is not there; to go on, {path.name} and {state.name} are needed")
+    facts, arrays = _read_state(state)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != facts["weights_sha256"]:
+        raise UserError(f"{path}: is damaged (its SHA-256 is not the one in {state.name})")
+    return Saved(path, facts, arrays)
+
+
+@contextmanager
+def holding(network: nn.Cell, values: Optional[dict[str, np.ndarray]]) -> Iterator[None]:
+    """Let the network hold other values for its parameters, by name, inside the block; None: its own."""
+    own = {}
+    if values:
+        for parameter in network.get_parameters():
+            own[parameter.name] = parameter.asnumpy().copy()
+            parameter.set_data(Tensor(values[parameter.name]))
+    try:
+        yield
+    finally:
+        for parameter in network.get_parameters():
+            if parameter.name in own:
+                parameter.set_data(Tensor(own[parameter.name]))
+
+
+def _state_of(network: nn.Cell, step: nn.Cell) -> dict[str, ms.Parameter]:
+    """The step's parameters beside the network's; learning rates follow from the configuration."""
+    weights = {parameter.name for parameter in network.get_parameters()}
+    return {
+        parameter.name: parameter
+        for parameter in step.get_parameters()
+        if parameter.name not in weights and not parameter.name.startswith("learning_rate")
+    }
+
+
+def _write_state(path: Path, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
+    body = buffer.getbuffer()
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(MAGIC + hashlib.sha256(body).digest())
+        file.write(body)
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    content = path.read_bytes()
+    start = len(MAGIC) + 32
+    body = content[start:]
+    if content[: len(MAGIC)] != MAGIC or hashlib.sha256(body).digest() != content[len(MAGIC) : start]:
+        raise UserError(f"{path}: is damaged (its SHA-256 does not fit)")
+    with np.load(io.BytesIO(body)) as arrays:
+        values = dict(arrays)
+    return json.loads(values.pop("facts").tobytes()), values

@@ -20,7 +20,7 @@ class SoftTargetCrossEntropy(nn.Cell):
 
 
 class NetworkWithLoss(nn.Cell):
-    """A network and its loss: images (N, 3, H, W), targets (N, C), uniforms for drop path (N, D) or None, to the loss."""
+    """A network and its loss: images (N, 3, H, W), targets (N, C) and uniforms for drop path (N, D) to the loss."""
 
     def __init__(self, network: nn.Cell, criterion: nn.Cell) -> None:
         super().__init__(auto_prefix=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
 from src.args import Config
-from src.errors import UserError
+from src.errors import TrainingStopped, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,18 +16,15 @@ if TYPE_CHECKING:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run an entry point; a user's mistake becomes one line on standard error and exit code 2."""
+    """Run an entry point; a user's mistake is one line on standard error and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         main()
-    except UserError as error:
-        sys.exit(_report(error))
-
-
-def _report(error: UserError) -> int:
-    sys.stdout.flush()
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    except (UserError, TrainingStopped) as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 def output_folder(config: Config) -> Path:
@@ -46,6 +43,7 @@ def describe(config: Config, network: "nn.Cell", train: "Batches", val: "Batches
             *lines,
             f"network: {config.arch}, {parameters:,} trainable parameters",
             f"data: {train.size:,} training and {val.size:,} validation images in {len(train.classes):,} classes",
-            f"learning rate: at most {peak:.6g}, for a global batch of {config.images_an_update:,}; {len(rates):,} updates",
+            f"learning rate: at most {peak:.6g}, for a global batch of {config.images_an_update:,}",
+            f"updates: {len(rates):,}",
         ]
     )

@@ -8,6 +8,7 @@ from mindspore import Tensor, nn
 
 from src.args import Config
 from src.data import Batches
+from src.errors import UserError
 
 
 class Feed:
@@ -20,32 +21,41 @@ class Feed:
         step: takes one batch.
         batches: the training set on this rank.
         config: reads device_target, graph_mode and sink_size.
-        first_epoch: the epoch that will be asked for first, counted from 1.
+        first_epoch, first_batch: what will be asked for first; epochs count from 1, batches done from 0.
     """
 
-    def __init__(self, step: nn.Cell, batches: Batches, config: Config, first_epoch: int) -> None:
+    def __init__(
+        self, step: nn.Cell, batches: Batches, config: Config, first_epoch: int = 1, first_batch: int = 0
+    ) -> None:
         self.step = step
         self.batches = batches
-        self.waited = 0.0
+        self.wait_ms = 0.0
         self.sinks = config.device_target != "CPU" and config.graph_mode == 0
         self.piece = 1
         if self.sinks:
             self.piece = largest_piece(batches.steps, config.sink_size or batches.steps, config.accumulation_step)
-            stream = as_dataset(batches, first_epoch, config.epochs)
+            if first_batch % self.piece:
+                raise UserError(
+                    f"sink_size: pieces of {self.piece} steps do not fit a checkpoint made after {first_batch}; "
+                    "use the sink_size that it was made with"
+                )
+            stream = as_dataset(batches, config.epochs, first_epoch, first_batch)
             self.sink = ms.data_sink(step, stream, sink_size=self.piece, jit_config=ms.JitConfig())
 
-    def epoch(self, epoch: int) -> Iterator[tuple[int, Tensor]]:
-        """Run an epoch (counted from 1); yields how many of its batches are done and the last loss, a piece at a time.
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Run an epoch (counted from 1) from a batch (counted from 0) on.
 
-        `waited` sums the seconds in which the step waited for data, where the host can tell.
+        Yields, a piece at a time, how many of its batches are done, and the loss of the last.
+        `wait_ms` is how long a step of this epoch waited for its data on average, where the host can tell.
         """
         if self.sinks:
-            for done in range(self.piece, self.batches.steps + 1, self.piece):
+            for done in range(first_batch + self.piece, self.batches.steps + 1, self.piece):
                 yield done, self.sink()
             return
-        start = time.perf_counter()
-        for done, batch in enumerate(self.batches.epoch(epoch), 1):
-            self.waited += time.perf_counter() - start
+        waited, start = 0.0, time.perf_counter()
+        for done, batch in enumerate(self.batches.epoch(epoch, first_batch), first_batch + 1):
+            waited += time.perf_counter() - start
+            self.wait_ms = waited * 1000 / (done - first_batch)
             yield done, self.step(*(Tensor(column) for column in batch))
             start = time.perf_counter()
 
@@ -59,15 +69,16 @@ def largest_piece(steps: int, most: int, multiple: int = 1) -> int:
     return multiple * max(size for size in range(1, max(most // multiple, 1) + 1) if updates % size == 0)
 
 
-def as_dataset(batches: Batches, first_epoch: int, last_epoch: int) -> ms.dataset.Dataset:
-    """All batches of epochs `first_epoch` to `last_epoch` as one MindData stream, in their order."""
+def as_dataset(batches: Batches, epochs: int, first_epoch: int = 1, first_batch: int = 0) -> ms.dataset.Dataset:
+    """All batches up to the end of epoch `epochs` as one MindData stream, in their order."""
 
     class Stream:
         def __len__(self) -> int:
-            return batches.steps * (last_epoch - first_epoch + 1)
+            return batches.steps * (epochs - first_epoch + 1) - first_batch
 
         def __iter__(self) -> Iterator[tuple]:
-            for epoch in range(first_epoch, last_epoch + 1):
+            yield from batches.epoch(first_epoch, first_batch)
+            for epoch in range(first_epoch + 1, epochs + 1):
                 yield from batches.epoch(epoch)
 
     columns = ["images", "targets"] + ["uniforms"] * (batches.uniform_columns > 0)

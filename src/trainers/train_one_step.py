@@ -7,9 +7,12 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.parallel._utils import _get_device_num, _get_gradients_mean
 
+from src.errors import TrainingStopped
+
 INITIAL_SCALE = 4096.0
 SCALE_FACTOR = 2.0
 SCALE_WINDOW = 1000
+MOST_STUCK = 20  # updates in a row that may overflow with the loss scale at its floor
 
 
 class LossScale(nn.Cell):
@@ -21,6 +24,7 @@ class LossScale(nn.Cell):
     def __init__(self, fixed: Optional[float] = None) -> None:
         super().__init__()
         self.dynamic = fixed is None
+        self.floor = 1.0 if fixed is None else fixed
         self.value = Parameter(Tensor(INITIAL_SCALE if fixed is None else fixed, ms.float32), name="loss_scale")
         self.good_updates = Parameter(Tensor(0, ms.int32), name="good_updates")
 
@@ -49,10 +53,13 @@ class TrainOneStep(nn.Cell):
         loss_scale: None for the dynamic scale, or a fixed one.
         clip_norm: global norm that gradients are clipped to (Pascanu et al., arXiv 1211.5063, section 3.2); None: off.
         accumulation: batches whose gradients are averaged into one update.
+        ema_decay: share of the averaged weights that stays at an update; 0: none are kept.
 
     Attributes:
         loss_sum, losses, overflows: sums since the host last took them, so that they are known where data sinks and
             the host sees only the end of a piece: of finite losses, of how many batches, and of skipped updates.
+        failures: updates so far whose gradients were finite though a loss was not.
+        stuck: updates in a row that overflowed with the loss scale at its floor.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class TrainOneStep(nn.Cell):
         loss_scale: Optional[float] = None,
         clip_norm: Optional[float] = None,
         accumulation: int = 1,
+        ema_decay: float = 0.0,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
@@ -74,6 +82,14 @@ class TrainOneStep(nn.Cell):
         self.loss_sum = Parameter(Tensor(0.0, ms.float32), name="loss_sum")
         self.losses = Parameter(Tensor(0, ms.int32), name="losses")
         self.overflows = Parameter(Tensor(0, ms.int32), name="overflows")
+        self.failures = Parameter(Tensor(0, ms.int32), name="failures")
+        self.stuck = Parameter(Tensor(0, ms.int32), name="stuck")
+        self.unknown_losses = Parameter(Tensor(0, ms.int32), name="unknown_losses")
+        self.ema_decay = ema_decay
+        if ema_decay:
+            self.values = ms.ParameterTuple(network.get_parameters())
+            self.average = self.values.clone(prefix="average", init="zeros")
+            self.averaged_updates = Parameter(Tensor(0, ms.int32), name="averaged_updates")
         if accumulation > 1:
             self.accumulated = self.weights.clone(prefix="accumulated", init="zeros")
             self.batches = Parameter(Tensor(0, ms.int32), name="accumulated_batches")
@@ -90,6 +106,7 @@ class TrainOneStep(nn.Cell):
         known = ops.isfinite(loss)
         self.loss_sum = self.loss_sum + ops.where(known, loss, ops.zeros_like(loss))
         self.losses = self.losses + ops.cast(known, ms.int32)
+        self.unknown_losses = self.unknown_losses + ops.cast(ops.logical_not(known), ms.int32)
         if self.accumulation == 1:
             loss = ops.depend(loss, self._update(gradients))
         else:
@@ -104,6 +121,28 @@ class TrainOneStep(nn.Cell):
     def learning_rate(self, rates: np.ndarray) -> float:
         """The rate of the next update; skipped updates have not advanced it. `rates`: as the optimizer has them."""
         return float(rates[min(int(self.optimizer.global_step.asnumpy()[0]), len(rates) - 1)])
+
+    def averaged_weights(self) -> Optional[dict[str, np.ndarray]]:
+        """The averaged values of the network's parameters, by name, bias-corrected; None before there are any.
+
+        Zeros at the start weigh ema_decay ** updates, which the correction divides out (Kingma and Ba, arXiv
+        1412.6980, section 3).
+        """
+        if not self.ema_decay or not int(self.averaged_updates.asnumpy()):
+            return None
+        missing = self.ema_decay ** int(self.averaged_updates.asnumpy())
+        pairs = zip(self.values, self.average)
+        return {value.name: (average.asnumpy() / (1.0 - missing)).astype(np.float32) for value, average in pairs}
+
+    def check_health(self, rates: np.ndarray) -> None:
+        """Raise TrainingStopped where going on would waste the run or ruin the weights; `rates`: the optimizer's."""
+        failures, stuck = int(self.failures.asnumpy()), int(self.stuck.asnumpy())
+        if failures == 0 and stuck < MOST_STUCK:
+            return
+        scale = float(self.loss_scale.value.asnumpy())
+        where = f"update {int(self.optimizer.global_step.asnumpy()[0])}, learning rate {self.learning_rate(rates):.4g}"
+        what = f"{stuck} updates in a row overflowed" if stuck >= MOST_STUCK else "the loss is not finite"
+        raise TrainingStopped(f"{what} at {where}, loss scale {scale:g}; try a lower base_lr or a longer warmup")
 
     def take_totals(self) -> dict[str, float]:
         """Mean loss and number of overflows since the last call, and the loss scale; the sums start anew."""
@@ -133,8 +172,23 @@ class TrainOneStep(nn.Cell):
         if finite:
             gradients = self.hyper_map(ops.partial(ops.mul, unscale), gradients)
             finite = ops.depend(finite, self.optimizer(gradients))
-        self.overflows = self.overflows + ops.cast(ops.logical_not(finite), ms.int32)
-        return self.loss_scale(finite)
+            if self.ema_decay:
+                finite = ops.depend(finite, self._take_average(finite))
+        overflow = ops.cast(ops.logical_not(finite), ms.int32)
+        self.overflows = self.overflows + overflow
+        failed = ops.logical_and(finite, self.unknown_losses > 0)
+        self.failures = self.failures + ops.cast(failed, ms.int32)
+        self.unknown_losses = ops.depend(ops.zeros_like(self.unknown_losses), self.failures)
+        at_floor = ops.cast(self.loss_scale.value <= self.loss_scale.floor, ms.int32)
+        self.stuck = (self.stuck + 1) * overflow * at_floor
+        return ops.depend(self.loss_scale(finite), self.stuck)
+
+    def _take_average(self, updated: Tensor) -> Tensor:
+        self.averaged_updates = ops.depend(self.averaged_updates, updated) + 1
+        for average, value in zip(self.average, self.values):
+            moved = average * self.ema_decay + ops.depend(value, updated) * (1.0 - self.ema_decay)
+            updated = ops.depend(updated, ops.assign(average, moved))
+        return updated
 
 
 def _clear(accumulated: Parameter) -> bool:
