@@ -1,7 +1,8 @@
 """Checkpoints: what a run leaves on disk, and how it goes on from there.
 
 `<arch>-<epoch>_<step>.ckpt` holds the network's parameters, under its names, and nothing else, so that
-`mindspore.load_checkpoint` reads it as it is. All else that the run needs to go on as if nothing had happened lies beside it in a `.state` file:
+`mindspore.load_checkpoint` reads it as it is. All else that the run needs to go on as if nothing had happened lies
+beside it in a `.state` file:
 moments, loss scale, counters, averaged weights, the place in the data, and the SHA-256 of both files. What is random
 follows from the seed and that place, so no generator's state is needed.
 """
