@@ -1,0 +1,501 @@
+"""Weights in and out: every format, both frameworks' names, both flavours, and files that are not as they should be."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.errors import UserError
+from src.models import create_model
+from src.tools import weights as weights_module
+from src.tools.checkpoint import save_weights
+from src.tools.convert_weights import convert, parameter_shapes
+from src.tools.weights import load_pretrained, read_weights, write_weights
+from tests.golden import weights as golden
+
+ARCH = "DDRNet23Slim"
+CLASSES = 7
+FORMATS = [".ckpt", ".safetensors", ".pth"]
+
+
+@pytest.fixture(autouse=True)
+def _pynative():
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=mode)
+
+
+def skip_without_torch(*paths):
+    if any(str(path).endswith((".pth", ".pt")) for path in paths):
+        pytest.importorskip("torch")
+
+
+def golden_weights(flavour="zoo", arch=ARCH, num_classes=CLASSES):
+    return {name: golden.value(name, shape) for name, shape in parameter_shapes(arch, flavour, num_classes).items()}
+
+
+def network(flavour="zoo", num_classes=CLASSES):
+    return create_model(ARCH, num_classes, flavour=flavour).set_train(False)
+
+
+def values(cell):
+    return {name: parameter.asnumpy().copy() for name, parameter in cell.parameters_dict().items()}
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(
+        one[name].dtype == two[name].dtype and one[name].tobytes() == two[name].tobytes() for name in one
+    )
+
+
+def error_of(function, *arguments, **keywords):
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **keywords)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Reading and writing
+
+
+@pytest.mark.parametrize("suffix", [*FORMATS, ".pt"])
+def test_every_format_gives_back_what_was_written(tmp_path, suffix):
+    skip_without_torch(suffix)
+    path = str(tmp_path / f"a{suffix}")
+    arrays = {"a.weight": golden.images(shape=(2, 3, 5)), "b.bias": np.float32([-0.0, 1e-42]), "c.count": np.int64(7)}
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    write_weights(path, arrays)
+    assert same(read_weights(path), arrays)
+    assert os.access(path, os.W_OK)
+
+
+def test_a_checkpoint_of_mindspore_s_own_is_read_with_and_without_its_checksum(tmp_path):
+    values = [{"name": "a.weight", "data": Tensor([[1.0, 2.0]])}, {"name": "half", "data": Tensor([0.5], ms.bfloat16)}]
+    for crc_check in (False, True):
+        path = str(tmp_path / f"{crc_check}.ckpt")
+        ms.save_checkpoint(values, path, append_dict={"note": "text"}, crc_check=crc_check)
+        arrays = read_weights(path)
+        assert {name: array.tolist() for name, array in arrays.items()} == {"a.weight": [[1, 2]], "half": [0.5]}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_missing_empty_or_foreign_file_is_named(tmp_path, suffix):
+    skip_without_torch(suffix)
+    path = tmp_path / f"a{suffix}"
+    assert "No such file" in error_of(read_weights, str(path))
+    path.write_bytes(b"")
+    assert "empty" in error_of(read_weights, str(path))
+    for content in (b"hello world\n" * 20, bytes(range(256)) * 4, b"PK\3\4" + bytes(range(200)), b"\x0a\x80\x80"):
+        path.write_bytes(content)
+        message = error_of(read_weights, str(path))
+        assert message.startswith(str(path))
+        assert "not a" in message or "holds no weights" in message
+    path.unlink()
+    path.mkdir()
+    assert "directory" in error_of(read_weights, str(path))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_truncated_file_is_an_error_wherever_it_ends(tmp_path, suffix):
+    skip_without_torch(suffix)
+    path = tmp_path / f"a{suffix}"
+    cell = network()
+    write_weights(str(path), golden_weights())
+    content = path.read_bytes()
+    before = values(cell)
+    for end in (1, 30, 3000, len(content) // 2, len(content) - 20, len(content) - 1):
+        path.write_bytes(content[:end])
+        message = error_of(load_pretrained, cell, str(path))
+        assert message.startswith(str(path)), end
+    assert same(values(cell), before)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pth"])
+def test_a_flipped_bit_fails_the_checksum(tmp_path, suffix):
+    skip_without_torch(suffix)
+    path = tmp_path / f"a{suffix}"
+    write_weights(str(path), {"a": golden.images(shape=(1000,)), "b": golden.images(shape=(1000,))})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    assert "checksum" in error_of(read_weights, str(path))
+
+
+def test_reading_a_damaged_checkpoint_prints_nothing(tmp_path, capfd):
+    path = tmp_path / "a.ckpt"
+    ms.save_checkpoint([{"name": f"p{i}", "data": Tensor(np.ones(500, np.float32))} for i in range(9)], str(path))
+    content = path.read_bytes()
+    path.chmod(0o600)
+    other_size = content.replace(b"\x08\xf4\x03", b"\x08\xf4\x04")
+    assert other_size != content
+    for damaged in (content[:-7], content[:3] + b"\xff" * 20 + content[23:], b"x" * 99, other_size):
+        path.write_bytes(damaged)
+        error_of(read_weights, str(path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_unknown_ending_gives_the_known_ones(tmp_path):
+    for function, arguments in ((read_weights, ()), (write_weights, ({},))):
+        message = error_of(function, str(tmp_path / "a.h5"), *arguments)
+        assert all(suffix in message for suffix in (*FORMATS, ".pt", "a.h5"))
+
+
+# PyTorch files
+
+
+class RunsCode:
+    """Pickled, it makes a folder when it is read the careless way."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("zipped", [True, False, None])
+def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    path, folder = tmp_path / "a.pth", tmp_path / "made by the file"
+    content = {"conv1.0.weight": torch.ones(2), "extra": RunsCode(folder)}
+    if zipped is None:
+        path.write_bytes(pickle.dumps({"extra": RunsCode(folder)}, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    message = error_of(read_weights, str(path))
+    assert "refused" in message
+    assert "run code" in message
+    assert "mkdir" in message
+    assert not folder.exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_whole_pickled_module_and_a_torchscript_program_are_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    assert "state_dict()" in error_of(read_weights, str(path))
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
+    assert "TorchScript" in error_of(read_weights, str(path))
+
+
+def test_a_file_of_no_state_dict_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.pth"
+    torch.save([torch.ones(2)], path)
+    assert "state dict" in error_of(read_weights, str(path))
+    torch.save({"epoch": 3}, path)
+    assert "holds no weights" in error_of(read_weights, str(path))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}, "epoch": 3},
+        lambda state: {"model": state, "best": 0.5},
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+    ],
+    ids=["bare", "state_dict", "model", "module", "state_dict+module"],
+)
+def test_a_state_dict_is_found_however_it_is_wrapped(tmp_path, wrap):
+    torch = pytest.importorskip("torch")
+    from tests.torch_yardstick import golden_network
+
+    state = golden_network(ARCH, CLASSES).state_dict()
+    torch.save(wrap(state), tmp_path / "a.pth")
+    cell = network("paper")
+    assert load_pretrained(cell, str(tmp_path / "a.pth"), "paper") == []
+    assert same(values(cell), golden_weights("paper"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_float_types_become_float32(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    arrays = golden_weights()
+    state = {name: torch.from_numpy(array).to(getattr(torch, dtype)) for name, array in arrays.items()}
+    torch.save(state, tmp_path / "a.pth")
+    cell = network()
+    load_pretrained(cell, str(tmp_path / "a.pth"))
+    assert same(values(cell), {name: tensor.float().numpy() for name, tensor in state.items()})
+
+
+def test_without_pytorch_the_error_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pth").write_bytes(b"anything")
+    assert "pip install torch" in error_of(read_weights, str(tmp_path / "a.pth"))
+    assert "pip install torch" in error_of(write_weights, str(tmp_path / "b.pth"), {"a": np.ones(1)})
+    assert not (tmp_path / "b.pth").exists()
+    write_weights(str(tmp_path / "a.safetensors"), {"a": np.ones(1)})
+    assert list(read_weights(str(tmp_path / "a.safetensors"))) == ["a"]
+
+
+# Loading
+
+
+def test_training_s_checkpoint_loads_back(tmp_path):
+    ms.set_seed(5)
+    trained, fresh = network(), network()
+    save_weights(trained, tmp_path / "a.ckpt")
+    assert not same(values(trained), values(fresh))
+    assert load_pretrained(fresh, str(tmp_path / "a.ckpt")) == []
+    assert same(values(trained), values(fresh))
+
+
+@pytest.mark.parametrize("optimizer", ["Momentum", "SGD", "RMSProp", "Lamb", "Adam"])
+def test_an_optimizer_s_state_in_a_mindspore_checkpoint_is_passed_over(tmp_path, optimizer):
+    cell = network()
+    momentum = (0.9,) if optimizer == "Momentum" else ()
+    state = getattr(ms.nn, optimizer)(cell.trainable_params(), 0.1, *momentum)
+    step = ms.nn.TrainOneStepWithLossScaleCell(ms.nn.WithLossCell(cell, ms.nn.MSELoss()), state, Tensor(1024.0))
+    content = {parameter.name: parameter for parameter in (*step.get_parameters(), *state.get_parameters())}
+    assert len(content) > len(values(cell))
+    entries = [{"name": name, "data": parameter} for name, parameter in content.items()]
+    ms.save_checkpoint(
+        entries, str(tmp_path / "a.ckpt"), append_dict={"epoch_num": 3, "step_num": 9, "learning_rate": 0.1}
+    )
+    fresh = network()
+    assert load_pretrained(fresh, str(tmp_path / "a.ckpt")) == []
+    assert same(values(fresh), values(cell))
+
+
+def test_missing_surplus_and_misshapen_parameters_are_listed_and_nothing_is_loaded(tmp_path):
+    arrays = golden_weights()
+    for name in [name for name in arrays if name.startswith("layer4.")][:12]:
+        del arrays[name]
+    arrays["strange.weight"] = np.ones(3, np.float32)
+    arrays["conv1.3.weight"] = np.ones((8, 32, 3, 3), np.float32)
+    path = str(tmp_path / "a.ckpt")
+    write_weights(path, arrays)
+    cell = network()
+    before = values(cell)
+    message = error_of(load_pretrained, cell, path)
+    assert path in message
+    assert "12 missing" in message
+    assert message.count("layer4.") == 10
+    assert "1 surplus (strange.weight)" in message
+    assert "1 of another shape (conv1.3.weight 8x32x3x3 for 32x32x3x3)" in message
+    assert same(values(cell), before)
+
+
+def test_errors_use_the_names_of_the_file(tmp_path):
+    path = str(tmp_path / "a.safetensors")
+    arrays = {weights_module.torch_name(name): array for name, array in golden_weights().items()}
+    del arrays["layer1.0.bn1.running_mean"], arrays["layer1.0.bn2.weight"]
+    write_weights(path, arrays)
+    assert "2 missing (layer1.0.bn1.running_mean, layer1.0.bn2.weight)" in error_of(load_pretrained, network(), path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, bad):
+    arrays = golden_weights()
+    arrays["layer2.0.bn1.gamma"][3] = bad
+    write_weights(str(tmp_path / "a.ckpt"), arrays)
+    assert "layer2.0.bn1.gamma" in error_of(load_pretrained, network(), str(tmp_path / "a.ckpt"))
+
+
+def test_another_number_of_classes_drops_only_the_last_layer_and_only_when_told(tmp_path):
+    path = str(tmp_path / "a.ckpt")
+    write_weights(path, golden_weights(num_classes=5))
+    cell = network()
+    before = values(cell)
+    message = error_of(load_pretrained, cell, path)
+    assert "linear.weight 5x1024 for 7x1024" in message
+    assert "5 classes" in message
+    assert same(values(cell), before)
+    assert load_pretrained(cell, path, drop_head=True) == ["linear.weight", "linear.bias"]
+    expected = golden_weights()
+    expected.update({name: before[name] for name in ("linear.weight", "linear.bias")})
+    assert same(values(cell), expected)
+
+
+def test_drop_head_keeps_a_last_layer_that_fits_and_forgives_nothing_else(tmp_path):
+    path = str(tmp_path / "a.ckpt")
+    write_weights(path, golden_weights())
+    cell = network()
+    assert load_pretrained(cell, path, drop_head=True) == []
+    assert same(values(cell), golden_weights())
+    write_weights(path, golden_weights(arch="DDRNet23", num_classes=5))
+    assert "of another shape" in error_of(load_pretrained, cell, path, drop_head=True)
+    assert same(values(cell), golden_weights())
+
+
+@pytest.mark.parametrize(("found", "wanted"), [("paper", "zoo"), ("zoo", "paper")])
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_the_other_flavour_s_weights_are_refused_with_the_reason(tmp_path, found, wanted, suffix):
+    write_weights(str(tmp_path / "a.ckpt"), golden_weights(found))
+    path = str(tmp_path / f"b{suffix}")
+    convert(str(tmp_path / "a.ckpt"), path)
+    cell = network(wanted)
+    before = values(cell)
+    message = error_of(load_pretrained, cell, path, wanted)
+    for word in ("padded", "accuracy", f"--flavour {found}", "convert_weights"):
+        assert word in message
+    assert same(values(cell), before)
+    cell = network(found)
+    load_pretrained(cell, path, found)
+    assert same(values(cell), golden_weights(found))
+
+
+# Conversion
+
+
+@pytest.mark.parametrize("arch", ["DDRNet23Slim", "DDRNet23", "DDRNet39"])
+def test_converted_pytorch_weights_give_pytorch_s_logits(tmp_path, arch):
+    torch = pytest.importorskip("torch")
+    from tests.torch_yardstick import golden_network
+
+    reference = golden_network(arch, num_classes=11)
+    torch.save({"state_dict": reference.state_dict()}, tmp_path / "a.pth")
+    convert(str(tmp_path / "a.pth"), str(tmp_path / "b.ckpt"))
+    images = golden.images(shape=(2, 3, 64, 96))
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(images)).numpy()
+    cell = create_model(arch, 11, flavour="paper").set_train(False)
+    load_pretrained(cell, str(tmp_path / "b.ckpt"), "paper")
+    assert np.abs(cell(Tensor(images)).asnumpy() - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("middle", [".ckpt", ".safetensors"])
+def test_there_and_back_is_the_identity_bit_for_bit_and_loads_strictly(tmp_path, middle):
+    torch = pytest.importorskip("torch")
+    from tests.torch_yardstick import FACTORIES
+
+    torch.manual_seed(3)
+    trained = FACTORIES[ARCH](num_classes=CLASSES).train()
+    for _ in range(2):
+        trained(torch.randn(2, 3, 64, 64))
+    state = trained.state_dict()
+    torch.save(state, tmp_path / "a.pth")
+    convert(str(tmp_path / "a.pth"), str(tmp_path / f"b{middle}"))
+    convert(str(tmp_path / f"b{middle}"), str(tmp_path / "c.pth"))
+    back = torch.load(tmp_path / "c.pth", weights_only=True)
+    assert same({k: v.numpy() for k, v in back.items()}, {k: v.numpy() for k, v in state.items()})
+    FACTORIES[ARCH](num_classes=CLASSES).load_state_dict(back, strict=True)
+
+
+@pytest.mark.parametrize("flavour", ["zoo", "paper"])
+@pytest.mark.parametrize("middle", [".pth", ".safetensors"])
+def test_mindspore_to_pytorch_and_back_is_the_identity_bit_for_bit(tmp_path, flavour, middle):
+    skip_without_torch(middle)
+    arrays = golden_weights(flavour)
+    write_weights(str(tmp_path / "a.ckpt"), arrays)
+    convert(str(tmp_path / "a.ckpt"), str(tmp_path / f"b{middle}"))
+    convert(str(tmp_path / f"b{middle}"), str(tmp_path / "c.ckpt"))
+    assert same(read_weights(str(tmp_path / "c.ckpt")), arrays)
+
+
+def test_safetensors_of_ours_load_strictly_in_pytorch(tmp_path):
+    pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    from tests.torch_yardstick import FACTORIES
+
+    write_weights(str(tmp_path / "a.ckpt"), golden_weights("paper"))
+    convert(str(tmp_path / "a.ckpt"), str(tmp_path / "b.safetensors"))
+    FACTORIES[ARCH](num_classes=CLASSES).load_state_dict(load_file(tmp_path / "b.safetensors"), strict=True)
+
+
+def test_folding_the_stem_s_biases_changes_the_stem_s_output_by_rounding_only(tmp_path, caplog):
+    write_weights(str(tmp_path / "a.ckpt"), golden_weights("paper"))
+    with caplog.at_level("INFO"):
+        convert(str(tmp_path / "a.ckpt"), str(tmp_path / "b.ckpt"), flavour="zoo")
+    for words in ("folded into moving_mean", "one way", "padded on every side", "lower accuracy"):
+        assert words in caplog.text
+    folded = read_weights(str(tmp_path / "b.ckpt"))
+    assert {name: array.shape for name, array in folded.items()} == parameter_shapes(ARCH, "zoo", CLASSES)
+
+    paper = network("paper")
+    load_pretrained(paper, str(tmp_path / "a.ckpt"), "paper")
+    images = Tensor(golden.images(shape=(2, 3, 64, 64)))
+    expected = paper.conv1(images).asnumpy()
+    for name in ("conv1.0.bias", "conv1.3.bias"):
+        paper.parameters_dict()[name].set_data(Tensor(np.zeros(32, np.float32)))
+    assert np.abs(paper.conv1(images).asnumpy() - expected).max() > 0.1
+    for name in ("conv1.1.moving_mean", "conv1.4.moving_mean"):
+        paper.parameters_dict()[name].set_data(Tensor(folded[name]))
+    np.testing.assert_allclose(paper.conv1(images).asnumpy(), expected, atol=1e-5)
+    unchanged = {
+        k: v for k, v in golden_weights("zoo").items() if k not in ("conv1.1.moving_mean", "conv1.4.moving_mean")
+    }
+    assert same({name: folded[name] for name in unchanged}, unchanged)
+
+
+@pytest.mark.parametrize(
+    ("arch", "file", "flavour", "suffix"),
+    [
+        ("DDRNet23Slim", "ddrnet23_slim_segmentation_parameters.txt", "paper", ".pth"),
+        ("DDRNet23Slim", "ddrnet23_slim_segmentation_parameters.txt", "zoo", ".safetensors"),
+        ("DDRNet23", "ddrnet23_segmentation_parameters.txt", "zoo", ".pth"),
+        ("DDRNet39", "ddrnet39_segmentation_parameters.txt", "paper", ".safetensors"),
+    ],
+)
+def test_a_backbone_fits_the_authors_segmentation_network(tmp_path, caplog, arch, file, flavour, suffix):
+    skip_without_torch(suffix)
+    write_weights(str(tmp_path / "a.ckpt"), golden_weights(flavour, arch, 5))
+    with caplog.at_level("INFO"):
+        convert(str(tmp_path / "a.ckpt"), str(tmp_path / f"b{suffix}"), backbone=True)
+    backbone = read_weights(str(tmp_path / f"b{suffix}"))
+    theirs = golden.parameters(file)
+    assert {name: array.shape for name, array in backbone.items()}.items() <= theirs.items()
+    missing = [name for name in theirs if name not in backbone]
+    assert {name.split(".")[0] for name in missing} == {"spp", "final_layer", "seghead_extra"}
+    for cell in ("down5.0.weight", "last_layer.0.weight", "linear.bias"):
+        assert cell in caplog.text
+    assert ("zero" in caplog.text) == (flavour == "zoo")
+    assert ("padded" in caplog.text) == (flavour == "zoo")
+    bias = backbone["conv1.3.bias"]
+    assert bias.any() == (flavour == "paper")
+    name = "layer4.1.bn2.running_var"
+    assert backbone[name].tobytes() == golden.value("layer4.1.bn2.moving_variance", theirs[name]).tobytes()
+
+
+def test_a_backbone_of_the_zoo_s_flavour_is_a_contradiction(tmp_path):
+    message = error_of(convert, str(tmp_path / "a.ckpt"), str(tmp_path / "b.pth"), flavour="zoo", backbone=True)
+    assert "--flavour zoo" in message
+
+
+def test_another_network_s_weights_are_listed_and_nothing_is_written(tmp_path):
+    arrays = golden_weights("paper")
+    kept = {name: array for name, array in arrays.items() if not name.startswith("layer5")}
+    write_weights(str(tmp_path / "a.ckpt"), {**kept, "spp.scale0.0.gamma": np.ones(4, np.float32)})
+    (tmp_path / "b.ckpt").write_text("as it was")
+    message = error_of(convert, str(tmp_path / "a.ckpt"), str(tmp_path / "b.ckpt"))
+    count = len(arrays) - len(kept)
+    assert f"{count} missing" in message
+    assert message.count("layer5") == 10
+    assert "1 surplus (spp.scale0.0.gamma)" in message
+    assert (tmp_path / "b.ckpt").read_text() == "as it was"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt"]
+
+
+def test_the_command_line_converts_and_reports_bad_input_in_one_line(tmp_path):
+    write_weights(str(tmp_path / "a.ckpt"), golden_weights())
+    command = [sys.executable, "-m", "src.tools.convert_weights"]
+    good = subprocess.run(
+        [*command, "--from", tmp_path / "a.ckpt", "--to", tmp_path / "b.safetensors", "--backbone"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert good.returncode == 0, good.stderr
+    assert "DDRNet23Slim" in good.stdout
+    assert (tmp_path / "b.safetensors").exists()
+    (tmp_path / "bad.ckpt").write_text("no checkpoint")
+    bad = subprocess.run(
+        [*command, "--from", tmp_path / "bad.ckpt", "--to", tmp_path / "c.safetensors"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert bad.returncode == 2
+    assert bad.stderr == f"error: {tmp_path / 'bad.ckpt'}: truncated, damaged, or not a MindSpore checkpoint\n"
+    assert not (tmp_path / "c.safetensors").exists()
