@@ -60,5 +60,6 @@ cmake --build "$build" --parallel "$(nproc)" >>"$build.log" 2>&1 ||
   { tail -n 30 "$build.log" >&2; fail "the build failed; the whole log: $build.log"; }
 mv "$build.log" "$build/build.log"
 
+# shellcheck disable=SC2016 # expanded where env.sh is sourced
 printf 'export LD_LIBRARY_PATH=%q${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n' "$libraries" >"$build/env.sh"
 echo "built $build/main; source $build/env.sh before running it (LD_LIBRARY_PATH=$libraries)"
