@@ -1,13 +1,17 @@
 """The networks: published names and logits, other sizes, drop path, initialisation."""
 
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from src.args import parse_args
 from src.errors import UserError
 from src.models import ARCHITECTURES, create_model
 from src.models.ddrnet import DropPath, Residual
+from src.tools.schedulers import learning_rates
 from tests.golden import weights as golden
 
 GOLDEN = [
@@ -63,6 +67,31 @@ def test_parameters_are_those_of_the_checkpoint_on_mindspore_hub():
 )
 def test_number_of_trainable_parameters_is_the_published_one(arch, flavour, count):
     assert sum(parameter.size for parameter in create_model(arch, flavour=flavour).trainable_params()) == count
+
+
+@pytest.mark.parametrize(
+    ("file", "arch", "flavour"),
+    [
+        ("ddrnet23_slim_imagenet.yaml", "DDRNet23Slim", "paper"),
+        ("ddrnet23_imagenet.yaml", "DDRNet23", "zoo"),
+        ("ddrnet39_imagenet.yaml", "DDRNet39", "paper"),
+    ],
+)
+def test_each_member_has_a_configuration(file, arch, flavour):
+    config, _ = parse_args(["--ddr_config", str(Path(__file__).parents[1] / "src" / "configs" / file)])
+    assert (config.arch, config.flavour, config.num_classes, config.image_size) == (arch, flavour, 1000, 224)
+
+
+@pytest.mark.parametrize("arch", ["DDRNet23Slim", "DDRNet39"])
+def test_the_paper_s_recipe_divides_the_learning_rate_by_ten_after_30_60_and_90_epochs(arch):
+    name = {"DDRNet23Slim": "ddrnet23_slim", "DDRNet39": "ddrnet39"}[arch]
+    path = Path(__file__).parents[1] / "src" / "configs" / f"{name}_imagenet.yaml"
+    config, _ = parse_args(["--ddr_config", str(path), "--device_num", "4"])
+    rates = learning_rates(config, 10)
+    np.testing.assert_allclose(
+        rates[[0, 299, 300, 599, 600, 899, 900, 999]], [0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 1e-4, 1e-4]
+    )
+    assert not config.mixes
 
 
 @pytest.mark.parametrize("flavour", ["zoo", "paper"])
