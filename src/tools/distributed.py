@@ -1,0 +1,132 @@
+"""What the ranks of a run tell each other, apart from gradients. Each function does nothing where there is one rank.
+
+Everything goes through AllGather and Broadcast of int32: of the collectives' types the only one that every backend has
+for both, and one that no reduction rounds.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import astuple, fields
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from src.errors import UserError
+from src.tools.launch import Place
+from src.tools.metrics import Totals
+
+STATISTICS = ("moving_mean", "moving_variance")
+
+
+def gather(values: np.ndarray, place: Place) -> np.ndarray:
+    """An array of each rank, by rank: (...) to (world, ...), bit for bit. Its size in bytes is a multiple of 4."""
+    values = np.ascontiguousarray(values)
+    if place.world == 1:
+        return values[None]
+    words = Tensor(values.reshape(-1).view(np.int32))
+    gathered = ops.AllGather()(words).asnumpy()
+    return gathered.view(values.dtype).reshape(place.world, *values.shape)
+
+
+def agree(number: int, place: Place) -> int:
+    """The largest of the ranks' numbers, 0 or more: a signal that one has received stops all at the same step."""
+    return number if place.world == 1 else int(gather(np.array([number], np.int32), place).max())
+
+
+def sum_totals(totals: Totals, place: Place) -> Totals:
+    """The sum over all ranks, the same on each: counts exactly, losses in float64 in the ranks' order."""
+    if place.world == 1:
+        return totals
+    of_ranks = gather(np.array(astuple(totals), np.float64), place)  # counts below 2**53 are exact
+    sums = [field.type(sum(column.tolist())) for field, column in zip(fields(Totals), of_ranks.T)]
+    return Totals(*sums)
+
+
+def average_statistics(cell: nn.Cell, place: Place) -> None:
+    """Replace batch norm's moving means and variances by their average over the ranks, in place.
+
+    Each rank sees other images, so its statistics differ. Averaged weights' copies of them are averaged too.
+
+    Args:
+        cell: the network, or the training step, which has the averaged weights as well.
+        place: this process among the ranks.
+    """
+    if place.world == 1:
+        return
+    statistics = [parameter for parameter in cell.get_parameters() if parameter.name.endswith(STATISTICS)]
+    if not statistics:
+        return
+    own = np.concatenate([parameter.asnumpy().reshape(-1) for parameter in statistics])
+    mean = gather(own, place).mean(axis=0, dtype=np.float64).astype(np.float32)
+    parts = np.split(mean, np.cumsum([parameter.size for parameter in statistics])[:-1])
+    for parameter, values in zip(statistics, parts):
+        parameter.set_data(Tensor(values.reshape(parameter.shape)))
+
+
+def check_identical(parameters: Iterable[Parameter], place: Place) -> None:
+    """Make sure that parameters are the same on all ranks, bit for bit.
+
+    Raises:
+        UserError: one differs, on every rank; the message names the first such parameter and the ranks.
+    """
+    if place.world == 1:
+        return
+    parameters = list(parameters)
+    digests = [
+        hashlib.blake2b(np.ascontiguousarray(parameter.asnumpy()), digest_size=8).digest() for parameter in parameters
+    ]
+    of_ranks = gather(np.frombuffer(b"".join(digests), np.int64), place)
+    differs = of_ranks != of_ranks[0]
+    if differs.any():
+        which = int(np.argmax(differs.any(axis=0)))
+        ranks = ", ".join(map(str, np.flatnonzero(differs[:, which])))
+        raise UserError(
+            f"rank {ranks} and rank 0 differ in {parameters[which].name} ({int(differs.any(axis=0).sum())} of "
+            f"{len(parameters)} parameters differ), which must be the same on all; go on from an earlier checkpoint"
+        )
+
+
+def trained(step: nn.Cell) -> list[Parameter]:
+    """The parameters of a training step that must be the same on all ranks: weights, moments and counters.
+
+    Not batch norm's statistics, nor the sums over a rank's own losses.
+    """
+    own = (*STATISTICS, "loss_sum", "losses", "failures", "unknown_losses")
+    return [
+        parameter
+        for parameter in step.get_parameters()
+        if not parameter.name.endswith(own) and not parameter.name.startswith("accumulated.")
+    ]
+
+
+def hand_out(cell: nn.Cell, place: Place) -> None:
+    """Give every rank rank 0's values of all of a cell's parameters."""
+    if place.world == 1:
+        return
+    for parameter in cell.get_parameters():
+        values = np.ascontiguousarray(parameter.asnumpy())
+        words = np.frombuffer(_padded(values.tobytes()), np.int32)
+        received = _broadcast(words).tobytes()[: values.nbytes]
+        if not place.is_first:
+            parameter.set_data(Tensor(np.frombuffer(received, values.dtype).reshape(values.shape).copy()))
+
+
+def hand_out_facts(facts: Any, place: Place) -> Any:
+    """Rank 0's value of something that JSON can hold, on every rank."""
+    if place.world == 1:
+        return facts
+    content = json.dumps(facts).encode() if place.is_first else b""
+    length = int(_broadcast(np.array([len(content)], np.int32))[0])
+    words = np.frombuffer(_padded(content), np.int32) if place.is_first else np.zeros(-(-length // 4), np.int32)
+    return json.loads(_broadcast(words).tobytes()[:length])
+
+
+def _padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % 4)
+
+
+def _broadcast(words: np.ndarray) -> np.ndarray:
+    return ops.Broadcast(0)((Tensor(words, ms.int32),))[0].asnumpy()

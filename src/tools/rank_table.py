@@ -1,0 +1,244 @@
+"""Rank tables: which card of which server is which rank, as HCCL reads it.
+
+The format is template 1 of https://www.hiascend.com/document/detail/en/CANNCommunityEdition/900/API/hcclug/hcclug_000068.html
+and MindSpore's https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/rank_table.html, both of which also say where the
+cards' addresses stand: in /etc/hccn.conf, lines `address_N=IP`.
+"""
+
+import contextlib
+import ipaddress
+import json
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Optional
+
+from src.errors import UserError
+
+
+@dataclass(frozen=True)
+class Card:
+    """One rank: its number, and its card's number and address on its server (None: the table has none)."""
+
+    rank: int
+    device_id: int
+    device_ip: Optional[str]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server's name, usually its address, and its cards by rank."""
+
+    server_id: str
+    cards: tuple[Card, ...]
+    host_ip: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class RankTable:
+    """All servers of a job, by rank: the first has rank 0."""
+
+    servers: tuple[Server, ...]
+
+    @property
+    def world(self) -> int:
+        """Number of ranks on all servers."""
+        return sum(len(server.cards) for server in self.servers)
+
+    def to_json(self) -> str:
+        """The file's text, every number a string, as HCCL wants it."""
+        servers = []
+        for server in self.servers:
+            devices = [
+                {
+                    "device_id": str(card.device_id),
+                    **({"device_ip": card.device_ip} if card.device_ip else {}),
+                    "rank_id": str(card.rank),
+                }
+                for card in server.cards
+            ]
+            host = {"host_ip": server.host_ip} if server.host_ip else {}
+            servers.append({"server_id": server.server_id, **host, "device": devices, "host_nic_ip": "reserve"})
+        table = {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
+        return json.dumps(table, indent=2) + "\n"
+
+
+def read_rank_table(path: str) -> RankTable:
+    """A checked rank table.
+
+    Raises:
+        UserError: the file is missing or no JSON, or an entry is wrong; the message names the entry.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"rank table {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"rank table {path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    try:
+        return _parse(table)
+    except UserError as error:
+        raise UserError(f"rank table {path}: {error}") from None
+
+
+def _parse(table: Any) -> RankTable:
+    entries = _list(table, "server_list", "the table")
+    status = table.get("status", "completed")
+    if status != "completed":
+        raise UserError(f"status is {status!r}; a table that can be used says 'completed'")
+    if "server_count" in table and _number(table, "server_count", "the table") != len(entries):
+        raise UserError(f"server_count is {table['server_count']}, but server_list has {len(entries)} entries")
+    servers = tuple(_server(entry, f"server_list[{index}]", len(entries)) for index, entry in enumerate(entries))
+    _unique(((server.server_id, f"server {server.server_id}") for server in servers), "server_id")
+    _check_ranks(servers)
+    return RankTable(tuple(sorted(servers, key=lambda server: server.cards[0].rank)))
+
+
+def _server(entry: Any, where: str, servers: int) -> Server:
+    devices = _list(entry, "device", where)
+    server_id = entry.get("server_id")
+    if not isinstance(server_id, str) or not server_id:
+        raise UserError(f"{where}: server_id is {server_id!r}; must be the server's address or name")
+    cards = []
+    for index, device in enumerate(devices):
+        place = f"{where}.device[{index}]"
+        if not isinstance(device, dict):
+            raise UserError(f"{place}: must be an object with device_id, device_ip and rank_id")
+        device_ip = device.get("device_ip")
+        if device_ip is not None or servers > 1:  # one server may do without, several may not
+            _check_address(device_ip, f"{place}.device_ip")
+        cards.append(Card(_number(device, "rank_id", place), _number(device, "device_id", place), device_ip))
+    _unique(((card.device_id, f"device {card.device_id}") for card in cards), f"{where}: device_id")
+    return Server(server_id, tuple(sorted(cards, key=lambda card: card.rank)), entry.get("host_ip"))
+
+
+def _check_ranks(servers: Sequence[Server]) -> None:
+    cards = [(card, server) for server in servers for card in server.cards]
+    _unique(((card.rank, f"rank {card.rank}, server {server.server_id}") for card, server in cards), "rank_id")
+    for card, server in cards:
+        if card.rank >= len(cards):
+            raise UserError(
+                f"server {server.server_id}, device {card.device_id}: rank_id is {card.rank}, but the table has "
+                f"{len(cards)} ranks, which count from 0 to {len(cards) - 1}"
+            )
+    addresses = [(card.device_ip, f"{card.device_ip}, rank {card.rank}") for card, _ in cards if card.device_ip]
+    _unique(iter(addresses), "device_ip")
+
+
+def _list(holder: Any, name: str, where: str) -> list:
+    value = holder.get(name) if isinstance(holder, dict) else None
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: {name} must be a list of at least one entry")
+    return value
+
+
+def _number(holder: dict, name: str, where: str) -> int:
+    value = holder.get(name)
+    if not re.fullmatch(r"\d+", str(value)) or isinstance(value, bool):
+        raise UserError(f"{where}: {name} is {value!r}; must be a number from 0")
+    return int(value)
+
+
+def _check_address(value: Any, where: str) -> None:
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        ipaddress.ip_address(value)
+    except ValueError:
+        raise UserError(f"{where} is {value!r}; must be an IP address, as /etc/hccn.conf has it") from None
+
+
+def _unique(pairs: Any, name: str) -> None:
+    seen: dict[Any, str] = {}
+    for value, label in pairs:
+        if value in seen:
+            raise UserError(f"{name} {value} stands there twice ({seen[value]}; {label})")
+        seen[value] = label
+
+
+def find_server(table: RankTable, server_id: str = "") -> Server:
+    """This server's entry: the one named `server_id`, else the one whose address is this machine's.
+
+    Raises:
+        UserError: the table lacks this server, or has two that could be it.
+    """
+    names = ", ".join(server.server_id for server in table.servers)
+    if server_id:
+        found = [server for server in table.servers if server.server_id == server_id]
+        if not found:
+            raise UserError(f"the rank table has no server {server_id} (SERVER_ID); it has {names}")
+        return found[0]
+    found = [server for server in table.servers if is_own(server.server_id) or is_own(server.host_ip)]
+    if not found and len(table.servers) == 1 and not _is_address(names):
+        found = list(table.servers)
+    if len(found) != 1:
+        problem = "none of its servers is" if not found else "several of its servers are"
+        raise UserError(f"the rank table lists {names}; {problem} this one by address: say SERVER_ID=<server_id>")
+    return found[0]
+
+
+def _is_address(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(text))
+    return False
+
+
+def is_own(address: Optional[str]) -> bool:
+    """Whether an address is one of this machine's: only then can a socket be bound to it."""
+    if not address or not _is_address(address):
+        return False
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((address, 0))
+        return True
+    return False
+
+
+def own_address() -> str:
+    """The address that this machine is reached by: that of its default route, else that of its name."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # a datagram socket sends nothing when it connects
+        return probe.getsockname()[0]
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError as error:
+        raise UserError("--server_id: this machine's address cannot be told; give it") from error
+
+
+def make_rank_table(first: int, last: int, conf: str, server_id: str) -> RankTable:
+    """The table of one server's cards `first` to `last` - 1, with the addresses that `conf` (hccn.conf) gives them.
+
+    Raises:
+        UserError: the file cannot be read, or lacks a card's address.
+    """
+    try:
+        text = Path(conf).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--conf {conf}: cannot be read ({getattr(error, 'strerror', None) or error}); it holds a line "
+            "address_N=IP for each card N, which hccn_tool writes"
+        ) from error
+    addresses = {int(number): ip for number, ip in re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)\s*$", text, re.MULTILINE)}
+    for device_id in range(first, last):
+        if device_id not in addresses:
+            raise UserError(f"--conf {conf}: has no line address_{device_id}=IP")
+        _check_address(addresses[device_id], f"--conf {conf}: address_{device_id}")
+    cards = [Card(rank, device_id, addresses[device_id]) for rank, device_id in enumerate(range(first, last))]
+    return checked((Server(server_id, tuple(cards)),))
+
+
+def merge(tables: Sequence[RankTable]) -> RankTable:
+    """One table of all servers, in the tables' order, with ranks counted on."""
+    servers, rank = [], 0
+    for server in (server for table in tables for server in table.servers):
+        cards = tuple(replace(card, rank=rank + index) for index, card in enumerate(server.cards))
+        rank += len(cards)
+        servers.append(replace(server, cards=cards))
+    return checked(tuple(servers))
+
+
+def checked(servers: tuple[Server, ...]) -> RankTable:
+    """A table of these servers that has passed every check of `read_rank_table`."""
+    return _parse(json.loads(RankTable(servers).to_json()))
