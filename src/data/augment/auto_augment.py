@@ -44,8 +44,7 @@ def _enhance_increasing(level: float, rng: np.random.Generator) -> float:
     return max(0.1, 1.0 + _signed(level / MAX_LEVEL * 0.9, rng))
 
 
-# name: (operation, parameter from level and generator or None, whether the parameter is a share of the side,
-#        whether it resamples)
+# name: (operation, its parameter from level and generator, or None where it has none).
 _GEOMETRIC = {
     "Rotate": (ops.rotate, lambda level, rng: _signed(level / MAX_LEVEL * 30.0, rng)),
     "ShearX": (ops.shear_x, lambda level, rng: _signed(level / MAX_LEVEL * 0.3, rng)),
@@ -92,22 +91,24 @@ _RAND = (
     "TranslateYRel",
 )
 
-# Weight set 0: mostly geometry; posterize and invert never.
+# Weight set 0: relative weights, mostly geometry.
 _WEIGHTS = {
     0: {
-        "Rotate": 0.3,
-        "ShearX": 0.2,
-        "ShearY": 0.2,
-        "TranslateXRel": 0.1,
-        "TranslateYRel": 0.1,
-        "Color": 0.025,
-        "Sharpness": 0.025,
-        "AutoContrast": 0.025,
-        "Solarize": 0.005,
-        "SolarizeAdd": 0.005,
-        "Contrast": 0.005,
-        "Brightness": 0.005,
-        "Equalize": 0.005,
+        "Rotate": 3,
+        "ShearX": 2,
+        "ShearY": 2,
+        "TranslateXRel": 1,
+        "TranslateYRel": 1,
+        "Color": 0.25,
+        "Sharpness": 0.25,
+        "AutoContrast": 0.25,
+        "Solarize": 0.05,
+        "SolarizeAdd": 0.05,
+        "Contrast": 0.05,
+        "Brightness": 0.05,
+        "Equalize": 0.05,
+        "Posterize": 0.05,
+        "Invert": 0.05,
     }
 }
 
@@ -400,9 +401,9 @@ def _rand_augment(values: dict, spread: float, interpolation: str) -> RandAugmen
     ]
     weights = None
     if "w" in values:
-        weights = np.array([_WEIGHTS[values["w"]].get(name, 0.0) for name in _RAND])
+        weights = np.array([_WEIGHTS[values["w"]][name] for name in _RAND])
         weights /= weights.sum()
-        if values.get("n", 2) > np.count_nonzero(weights):
+        if values.get("n", 2) > len(weights):
             raise UserError(f"auto_augment: n{values['n']} is more operations than weight set {values['w']} has")
     return RandAugment(operations, values.get("n", 2), weights)
 

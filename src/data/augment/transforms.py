@@ -157,7 +157,7 @@ class TrainTransform:
         image = decode(encoded)
         box = random_crop_box(*image.size, self.scale, self.ratio, rng)
         resample = self.resample if self.resample is not None else _DRAWN[int(rng.integers(2))]
-        image = image.resize((self.size, self.size), resample, box)
+        image = image.crop(box).resize((self.size, self.size), resample)
         if rng.random() < self.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.augment:
