@@ -44,7 +44,7 @@ Options ParseOptions(int argc, char **argv) {
       {"--result_path", &options.result_path}, {"--time_path", &options.time_path},
       {"--device_target", &options.device_target}};
   const std::map<std::string, std::pair<int *, int>> numbers = {{"--device_id", {&options.device_id, 1023}},
-                                                                {"--threads", {&options.threads, 1024}},
+                                                                {"--threads", {&options.threads, 256}},
                                                                 {"--batch_size", {&options.batch_size, 4096}}};
   for (int i = 1; i < argc; ++i) {
     std::string flag = argv[i], value;

@@ -61,16 +61,13 @@ class Pipeline {
     const auto launch = [this, &threads](void (Pipeline::*work)()) {
       threads.emplace_back([this, work] { Guard([this, work] { (this->*work)(); }); });
     };
-    std::thread writer([this] { Guard([this] { Write(); }); });
-    launch(&Pipeline::Read);
-    for (int i = 0; i < threads_; ++i) launch(&Pipeline::Decode);
-    Guard([this] { Infer(); });
+    Guard([this, &launch] {
+      launch(&Pipeline::Write);
+      launch(&Pipeline::Read);
+      for (int i = 0; i < threads_; ++i) launch(&Pipeline::Decode);
+      Infer();
+    });
     logits_.Close();
-    writer.join();
-    // Whatever happened, nobody waits any longer.
-    free_.Close();
-    read_.Close();
-    decoded_.Close();
     for (std::thread &thread : threads) thread.join();
     if (failure_) std::rethrow_exception(failure_);
     report_.seconds = SecondsSince(start);
@@ -87,10 +84,10 @@ class Pipeline {
         const std::lock_guard<std::mutex> lock(failure_mutex_);
         if (!failure_) failure_ = std::current_exception();
       }
-      free_.Close();
-      read_.Close();
-      decoded_.Close();
-      logits_.Close();
+      free_.Abandon();
+      read_.Abandon();
+      decoded_.Abandon();
+      logits_.Abandon();
     }
   }
 
@@ -150,13 +147,14 @@ class Pipeline {
                     slot->tensor.size() * sizeof(float));
         batch.push_back(slot->index);
       }
-      if (!free_.Push(slot)) return;
-      if (static_cast<int>(batch.size()) == runtime_.batch_size()) InferBatch(&batch);
+      free_.Push(slot);
+      if (static_cast<int>(batch.size()) == runtime_.batch_size() && !InferBatch(&batch)) return;
     }
     if (!batch.empty()) InferBatch(&batch);
   }
 
-  void InferBatch(std::vector<size_t> *batch) {
+  // Runs the network on a batch, the rest of it padded, and empties it. False once another thread has failed.
+  bool InferBatch(std::vector<size_t> *batch) {
     for (int pad = static_cast<int>(batch->size()); pad < runtime_.batch_size(); ++pad) {
       std::memset(runtime_.Input(pad), 0, preprocess_.OutputSize() * sizeof(float));
     }
@@ -165,11 +163,12 @@ class Pipeline {
     report_.model_seconds += SecondsSince(start);
     ++report_.batches;
     for (const size_t index : *batch) {
-      if (!logits_.Push({index, std::vector<float>(logits, logits + runtime_.classes())})) return;
+      if (!logits_.Push({index, std::vector<float>(logits, logits + runtime_.classes())})) return false;
       logits += runtime_.classes();
       ++report_.images;
     }
     batch->clear();
+    return true;
   }
 
   void Write() {

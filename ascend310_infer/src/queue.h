@@ -37,14 +37,20 @@ class BoundedQueue {
   }
 
   // No more entries come; those inside are still handed out.
-  void Close() {
+  void Close() { End(false); }
+
+  // Nothing more comes or goes: those inside are dropped, and whoever waits is let go.
+  void Abandon() { End(true); }
+
+ private:
+  void End(bool drop) {
     const std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;
+    if (drop) entries_.clear();
     filled_.notify_all();
     room_.notify_all();
   }
 
- private:
   const size_t capacity_;
   std::mutex mutex_;
   std::condition_variable filled_, room_;

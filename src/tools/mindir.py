@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from mindspore.train import mind_ir_pb2 as mindir
 
 from src.errors import UserError
+from src.tools.files import atomic_write
 
 LOWERED_VERSION = 1
 
@@ -46,7 +47,7 @@ def lower_mindir(path_in: str, path_out: str) -> None:
 
     Raises:
         UserError: `path_in` cannot be read, is no MindIR file, or holds something that version 1 cannot express;
-            the message names the primitive and the node.
+            the message names the primitive and the node; or `path_out` cannot be written.
     """
     try:
         data = Path(path_in).read_bytes()
@@ -65,10 +66,8 @@ def lower_mindir(path_in: str, path_out: str) -> None:
         except UserError as error:
             raise UserError(f"{path_in}: cannot be lowered to MindIR version {LOWERED_VERSION}: {error}") from error
         data = model.SerializeToString()
-    try:
-        Path(path_out).write_bytes(data)
-    except OSError as error:
-        raise UserError(f"{path_out}: cannot be written ({error.strerror})") from error
+    with atomic_write(path_out) as temporary:
+        temporary.write_bytes(data)
 
 
 def half_pixel_matrix(size_in: int, size_out: int) -> np.ndarray:

@@ -1,0 +1,342 @@
+"""The C++ program and the flow around it, for real, on MindSpore Lite's CPU runtime."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.data import load_eval_image
+from src.tools.metrics import rank_of_label
+from tests.infer_310 import CLASSES, PROJECT, build, export, network, read_results, run_main, save_folder, spec
+
+COUNTS = {"ant": 3, "bee": 2, "elk": 4}  # 9 images: the last batch of 2 is padded
+FLOW = PROJECT / "scripts" / "run_infer_310.sh"
+
+
+@pytest.fixture(scope="module")
+def cell():
+    return network()
+
+
+@pytest.fixture(scope="module")
+def mindir(cell, tmp_path_factory):
+    """A lowered network for one image."""
+    return export(cell, tmp_path_factory.mktemp("model") / "net.mindir", spec(batch=1))
+
+
+@pytest.fixture(scope="module")
+def mindir2(cell, tmp_path_factory):
+    """A lowered network for two images."""
+    return export(cell, tmp_path_factory.mktemp("model2") / "net.mindir", spec(batch=2))
+
+
+@pytest.fixture(scope="module")
+def val(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "val"
+    save_folder(folder, COUNTS)
+    (folder / "ant" / ".hidden.JPEG").write_bytes(b"not looked at")
+    (folder / "ant" / "notes.txt").write_text("not looked at")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(cell, val):
+    """The logits that eval.py computes, by result file name."""
+    config = type("Config", (), {"image_size": 64, "crop_pct": 0.875, "crop_mode": "squash"})
+    config.interpolation = "bicubic"
+    paths = sorted(val.glob("*/[!.]*.JPEG"))
+    logits = cell(Tensor(np.stack([load_eval_image(str(path), config) for path in paths]))).asnumpy()
+    return {f"{path.parent.name}__{path.stem}_0.bin": row for path, row in zip(paths, logits)}
+
+
+def infer(mindir, data, folder, *flags):
+    arguments = ("--result_path", "results", "--time_path", "time", "--device_target", "CPU", *flags)
+    return run_main("--mindir_path", mindir, "--dataset_path", data, *arguments, cwd=folder)
+
+
+def assert_one_line(done, *parts):
+    """A refusal: exit code 2, one line on standard error, and what it must say."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for part in parts:
+        assert str(part) in lines[0]
+
+
+@pytest.mark.parametrize("threads", [1, 7])
+def test_every_image_gets_the_logits_of_the_python_side(mindir2, val, expected, threads, tmp_path):
+    done = infer(mindir2, val, tmp_path, "--threads", threads)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    results = read_results(tmp_path / "results")
+    assert results.keys() == expected.keys()
+    for name, logits in expected.items():
+        assert np.abs(results[name] - logits).max() < 1e-3
+        assert results[name].argmax() == logits.argmax()
+    assert len({tuple(row) for row in results.values()}) == len(results), "each image must have logits of its own"
+
+
+def test_the_number_of_threads_does_not_change_a_bit(mindir2, val, tmp_path):
+    runs = []
+    for threads in (1, 5, 5):
+        assert infer(mindir2, val, tmp_path, "--threads", threads).returncode == 0
+        runs.append({name: row.tobytes() for name, row in read_results(tmp_path / "results").items()})
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_the_average_model_time_is_written(mindir, val, tmp_path):
+    assert infer(mindir, val, tmp_path).returncode == 0
+    line = (tmp_path / "time" / "test_perform_static.txt").read_text().splitlines()[0]
+    assert line.startswith("average model time: ") and line.endswith("(9 images, 1 a batch)")
+    assert 0 < float(line.split()[3]) < 10_000
+
+
+def test_results_of_an_earlier_run_are_gone_and_other_files_stay(mindir, val, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "ant__gone_0.bin").write_bytes(bytes(40))
+    (tmp_path / "results" / "notes.txt").write_text("mine")
+    assert infer(mindir, val, tmp_path).returncode == 0
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert len(names) == 10 and "notes.txt" in names and "ant__gone_0.bin" not in names
+
+
+def test_an_image_that_cannot_be_decoded_is_named_and_the_run_goes_on(mindir2, expected, tmp_path):
+    paths = save_folder(tmp_path / "val", COUNTS)
+    paths[1].write_bytes(paths[1].read_bytes()[:300])
+    paths[8].write_bytes(b"")
+    done = infer(mindir2, "val", tmp_path)
+    assert done.returncode == 3
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"cannot decode val/{paths[1].parent.name}/{paths[1].name}: ")
+    assert lines[1] == f"cannot decode val/{paths[8].parent.name}/{paths[8].name}: the file is empty"
+    assert lines[2] == "2 of 9 images could not be decoded"
+    results = read_results(tmp_path / "results")
+    bad = {f"{path.parent.name}__{path.stem}_0.bin" for path in (paths[1], paths[8])}
+    assert results.keys() == expected.keys() - bad
+    for name, logits in results.items():
+        assert np.abs(logits - expected[name]).max() < 1e-3
+
+
+def test_where_no_image_can_be_decoded_the_run_ends_with_3(mindir, tmp_path):
+    for path in save_folder(tmp_path / "val", {"ant": 2}):
+        path.write_bytes(b"no image")
+    assert infer(mindir, "val", tmp_path).returncode == 3
+    assert read_results(tmp_path / "results") == {}
+
+
+def without_spec(path):
+    path.with_suffix(".json").unlink()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def text_file(path):
+    path.write_text("no network")
+
+
+def newer(path):
+    export(network(), path, spec(), lower=False)
+
+
+def other_size(path):
+    path.with_suffix(".json").write_text(json.dumps(spec(96)))
+
+
+def broken_spec(path):
+    path.with_suffix(".json").write_text('{"arch": ')
+
+
+def no_mean(path):
+    description = spec()
+    del description["mean"]
+    path.with_suffix(".json").write_text(json.dumps(description))
+
+
+def odd_crop(path):
+    path.with_suffix(".json").write_text(json.dumps(spec(crop_mode="round")))
+
+
+def flat_std(path):
+    path.with_suffix(".json").write_text(json.dumps(spec(std=[0.2, 0, 0.2])))
+
+
+def more_classes(path):
+    description = spec()
+    description["output"]["shape"] = [1, 1000]
+    path.with_suffix(".json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (os.remove, ["net.mindir: cannot be read"]),
+        (without_spec, ["net.json: cannot be read", "export.py"]),
+        (cut, ["net.mindir: not a MindIR file, or a damaged one"]),
+        (text_file, ["net.mindir: not a MindIR file, or a damaged one"]),
+        (newer, ["net.mindir: it has MindIR format version", "--mindir_version 1"]),
+        (other_size, ["net.mindir: its input is (1, 3, 64, 64)", "(1, 3, 96, 96)"]),
+        (broken_spec, ["net.json: not valid JSON at byte 9"]),
+        (no_mean, ["net.json: mean is missing"]),
+        (odd_crop, ["net.json: crop_mode must be squash or center, not round"]),
+        (flat_std, ["net.json: std must be positive"]),
+        (more_classes, ["net.mindir: its output is not float32 (1, 1000)"]),
+    ],
+)
+def test_a_wrong_network_is_refused_in_one_line(damage, parts, mindir, val, tmp_path):
+    path = tmp_path / "net.mindir"
+    path.write_bytes(mindir.read_bytes())
+    path.with_suffix(".json").write_text(mindir.with_suffix(".json").read_text())
+    damage(path)
+    assert_one_line(infer(path, val, tmp_path), *parts)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--thread", "2"], ["--thread: no such flag"]),
+        (["--threads", "many"], ["--threads must be a whole number", "many"]),
+        (["--threads", "-1"], ["--threads must be a whole number"]),
+        (["--threads"], ["--threads needs a value"]),
+        (["--device_target", "GPU"], ["--device_target must be Ascend or CPU", "GPU"]),
+        (["--batch_size", "4"], ["--batch_size 4", "takes 1 images a batch", "export.py --batch_size 4"]),
+        (["--device_target", "Ascend"], ["there is no Ascend card"]),
+        (["--result_path", "/proc/results"], ["/proc/results: the folder cannot be made"]),
+    ],
+)
+def test_a_wrong_flag_is_refused_in_one_line(flags, parts, mindir, val, tmp_path):
+    assert_one_line(infer(mindir, val, tmp_path, *flags), *parts)
+
+
+@pytest.mark.parametrize("missing", ["--mindir_path", "--dataset_path"])
+def test_a_missing_flag_is_named(missing, mindir, val):
+    flags = {"--mindir_path": mindir, "--dataset_path": val}
+    del flags[missing]
+    assert_one_line(run_main(*(part for pair in flags.items() for part in pair)), f"{missing} is needed")
+
+
+def test_a_folder_without_images_is_refused(mindir, tmp_path):
+    assert_one_line(infer(mindir, "none", tmp_path), "none: no such folder")
+    (tmp_path / "empty").mkdir()
+    assert_one_line(infer(mindir, "empty", tmp_path), "empty: has no class folders")
+    save_folder(tmp_path / "flat", {"ant": 1})
+    assert_one_line(infer(mindir, "flat/ant", tmp_path), "has no class folders")
+    (tmp_path / "hollow" / "ant").mkdir(parents=True)
+    assert_one_line(infer(mindir, "hollow", tmp_path), "hold no images")
+
+
+def test_two_images_of_one_result_name_are_refused(mindir, tmp_path):
+    path = save_folder(tmp_path / "val", {"ant": 1})[0]
+    path.with_suffix(".png").write_bytes(path.read_bytes())
+    assert_one_line(infer(mindir, "val", tmp_path), "ant_0.JPEG", "ant_0.png", "would share the result file")
+
+
+def test_a_result_that_cannot_be_written_ends_the_run(mindir, val, tmp_path):
+    """A limit on file size stands for the full disk: writing fails after the file has been made."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))
+
+    done = run_main(
+        *("--mindir_path", mindir, "--dataset_path", val, "--device_target", "CPU"),
+        *("--result_path", tmp_path / "results", "--time_path", tmp_path / "time"),
+        preexec_fn=limit,
+    )
+    assert_one_line(done, "results/", "cannot be written (File too large)")
+
+
+def run_flow(*arguments, cwd, target="CPU", **environment):
+    clean = {name: value for name, value in os.environ.items() if name not in ("GLOG_v", "MS_LITE_HOME")}
+    environment = {**clean, "PYTHON": sys.executable, "DEVICE_TARGET": target, **environment}
+    command = ["bash", str(FLOW), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=180)
+
+
+def test_the_flow_gives_the_accuracy_of_the_python_side(mindir2, val, expected, tmp_path):
+    """Three of ten classes are there: a label must be its class's place among all ten. Paths are the caller's."""
+    build()
+    done = run_flow(os.path.relpath(mindir2, tmp_path), "imagenet2012", os.path.relpath(val, tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    labels = json.loads((tmp_path / "preprocess_Result" / "imagenet_label.json").read_text())
+    assert labels == {f"{name}/{name}_{i}.JPEG": CLASSES.index(name) for name, n in COUNTS.items() for i in range(n)}
+
+    wanted = np.array([CLASSES.index(name.split("__")[0]) for name in expected])
+    ranks = rank_of_label(np.stack(list(expected.values())), wanted)
+    assert 0 < (ranks < 5).mean() < 1, "an accuracy of 0 or 1 would hide mistakes"
+    last = (tmp_path / "acc.log").read_text().splitlines()[-2:]
+    assert last == [f"Top1 acc: {round((ranks < 1).mean(), 5)}", f"Top5 acc: {round((ranks < 5).mean(), 5)}"]
+    assert done.stdout.splitlines()[-2:] == last
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["missing"] == report["surplus"] == []
+    assert read_results(tmp_path / "result_Files").keys() == expected.keys()
+    assert (tmp_path / "time_Result" / "test_perform_static.txt").exists()
+
+
+def test_the_flow_counts_an_undecodable_image_as_wrong_and_ends_with_3(mindir2, tmp_path):
+    paths = save_folder(tmp_path / "val", COUNTS)
+    paths[0].write_bytes(b"no image")
+    done = run_flow(mindir2, "imagenet2012", "val", "0", cwd=tmp_path)
+    assert done.returncode == 3
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["images"] == 9 and report["missing"] == ["ant/ant_0.JPEG"]
+    assert "val/ant/ant_0.JPEG" in (tmp_path / "infer.log").read_text()
+    assert (tmp_path / "acc.log").read_text().splitlines()[-1].startswith("Top5 acc: ")
+
+
+def test_a_step_that_fails_stops_the_flow_with_its_log(mindir, val, tmp_path):
+    (tmp_path / "acc.log").write_text("of an earlier run")
+    done = run_flow(mindir, "imagenet2012", val, cwd=tmp_path, target="Ascend")
+    assert done.returncode == 2
+    assert "there is no Ascend card" in done.stderr
+    assert not (tmp_path / "acc.log").exists()
+
+    save_folder(tmp_path / "other", {"zebra": 1})
+    done = run_flow(mindir, "imagenet2012", "other", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "zebra: the network knows no class of that name" in done.stderr
+
+
+def test_the_flow_names_a_missing_lite_package(mindir, val, tmp_path):
+    done = run_flow(mindir, "imagenet2012", val, cwd=tmp_path, MS_LITE_HOME="/nowhere")
+    assert done.returncode == 2
+    assert "MS_LITE_HOME=/nowhere: no runtime/include/api/model.h there" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["net.mindir", "imagenet2012"],
+        ["none.mindir", "imagenet2012", "val"],
+        ["net.mindir", "cifar10", "val"],
+        ["net.mindir", "imagenet2012", "none"],
+        ["net.mindir", "imagenet2012", "val", "first"],
+        ["net.mindir", "imagenet2012", "val", "0", "1"],
+    ],
+)
+def test_wrong_arguments_of_the_flow_show_its_usage(arguments, tmp_path):
+    (tmp_path / "net.mindir").write_text("")
+    (tmp_path / "val").mkdir()
+    done = run_flow(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "usage: bash" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.mindir", "val"], "nothing may be done"
+
+
+def test_the_build_has_no_warnings(tmp_path):
+    environment = {**os.environ, "PYTHON": sys.executable, "BUILD_DIR": str(tmp_path / "build")}
+    build()
+    script = PROJECT / "ascend310_infer" / "build.sh"
+    flags = ["-DCMAKE_CXX_FLAGS=-Werror -O0", "-DCMAKE_BUILD_TYPE=Debug"]
+    done = subprocess.run(["bash", script, *flags], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "warning:" not in (tmp_path / "build" / "build.log").read_text()
