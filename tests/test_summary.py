@@ -7,7 +7,7 @@ import mindspore as ms
 import pytest
 
 from src.models import ARCHITECTURES, create_model
-from src.models.summary import format_table, summarize
+from src.models.summary import Stage, format_table, summarize
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +46,21 @@ def test_stages_stand_in_the_order_in_which_they_run_with_their_shapes():
     assert stages["linear"].multiply_adds == 2048 * 10
 
 
-def test_a_second_summary_of_one_network_counts_the_same():
-    network = create_model("DDRNet23Slim", 10)
+def test_a_summary_leaves_the_network_as_it_was():
+    network = create_model("DDRNet23Slim", 10).set_train(True)
     assert summarize(network, 64) == summarize(network, 64)
-    assert "total" in format_table(summarize(network, 32))
+    assert network.training
+    assert network.layer1.training
+    assert not any(cell._forward_hook for _, cell in network.cells_and_names())
+
+
+def test_the_table_has_a_line_for_each_stage_and_the_totals():
+    stages = [Stage("conv1", (32, 56, 56), 1000, 2_000_000), Stage("linear", (10,), 234, 7)]
+    lines = format_table(stages).splitlines()
+    assert lines[0].split() == ["stage", "output", "parameters", "multiply-adds"]
+    assert lines[2].split() == ["conv1", "32x56x56", "1,000", "2,000,000"]
+    assert lines[-1].split() == ["total", "1,234", "2,000,007"]
+    assert len({len(line) for line in lines}) == 1
 
 
 def command(*arguments):

@@ -328,8 +328,10 @@ def test_drop_head_keeps_a_last_layer_that_fits_and_forgives_nothing_else(tmp_pa
     assert same(values(cell), golden_weights())
 
 
-@pytest.mark.parametrize(("found", "wanted"), [("paper", "zoo"), ("zoo", "paper")])
-@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("found", "wanted", "suffix"),
+    [("paper", "zoo", ".ckpt"), ("paper", "zoo", ".safetensors"), ("zoo", "paper", ".ckpt")],
+)
 def test_the_other_flavour_s_weights_are_refused_with_the_reason(tmp_path, found, wanted, suffix):
     write_weights(str(tmp_path / "a.ckpt"), golden_weights(found))
     path = str(tmp_path / f"b{suffix}")
@@ -389,8 +391,31 @@ def test_mindspore_to_pytorch_and_back_is_the_identity_bit_for_bit(tmp_path, fla
     arrays = golden_weights(flavour)
     write_weights(str(tmp_path / "a.ckpt"), arrays)
     convert(str(tmp_path / "a.ckpt"), str(tmp_path / f"b{middle}"))
-    convert(str(tmp_path / f"b{middle}"), str(tmp_path / "c.ckpt"))
+    convert(str(tmp_path / f"b{middle}"), str(tmp_path / "c.ckpt"), flavour)
     assert same(read_weights(str(tmp_path / "c.ckpt")), arrays)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_the_zoo_s_weights_for_pytorch_have_zero_biases_and_still_load_as_the_zoo_s(tmp_path, caplog, suffix):
+    torch = pytest.importorskip("torch")
+    from tests.torch_yardstick import FACTORIES
+
+    path = str(tmp_path / f"b{suffix}")
+    write_weights(str(tmp_path / "a.ckpt"), golden_weights("zoo"))
+    with caplog.at_level("INFO"):
+        convert(str(tmp_path / "a.ckpt"), path)
+    for words in (
+        "conv1.0.bias and conv1.3.bias",
+        "set to zero",
+        "padded at the right and bottom only",
+        "lower accuracy",
+    ):
+        assert words in caplog.text
+    state = {name: torch.from_numpy(array.copy()) for name, array in read_weights(path).items()}
+    FACTORIES[ARCH](num_classes=CLASSES).load_state_dict(state, strict=True)
+    cell = network("zoo")
+    load_pretrained(cell, path, "zoo")
+    assert same(values(cell), golden_weights("zoo"))
 
 
 def test_safetensors_of_ours_load_strictly_in_pytorch(tmp_path):

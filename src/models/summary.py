@@ -60,9 +60,11 @@ def summarize(network: nn.Cell, image_size: int) -> list[Stage]:
         for _, cell in child.cells_and_names():
             if isinstance(cell, (nn.Conv2d, nn.Dense)):
                 handles.append(cell.register_forward_hook(counter(name)))
+    training = network.training
     try:
         network.set_train(False)(Tensor(np.zeros((1, 3, image_size, image_size), np.float32)))
     finally:
+        network.set_train(training)
         for handle in handles:
             handle.remove()
     return [

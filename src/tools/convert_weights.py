@@ -45,7 +45,8 @@ def convert(source: str, target: str, flavour: str = "", backbone: bool = False)
     Args:
         source: .ckpt, .safetensors, .pth or .pt.
         target: likewise; .ckpt gets MindSpore's names, the others PyTorch's.
-        flavour: of the weights in `target`, a key of `FLAVOURS`; "": as they are.
+        flavour: of the weights in `target`, a key of `FLAVOURS`; "": the paper's for PyTorch, whose DDRNets all have
+            stem biases, and as they are for MindSpore.
         backbone: write only what the authors' segmentation networks share with the classifiers, for their flavour, the
             paper's.
 
@@ -60,7 +61,8 @@ def convert(source: str, target: str, flavour: str = "", backbone: bool = False)
     weights = match_weights(arrays, parameter_shapes(arch, found, num_classes), source)
     log.info("%s: %s, the %s's flavour, %d classes, %d parameters", source, arch, found, num_classes, len(weights))
 
-    wanted = "paper" if backbone else flavour or found
+    to_torch = not target.endswith(".ckpt")
+    wanted = flavour or ("paper" if to_torch or backbone else found)
     if wanted != found:
         weights = to_zoo(weights) if wanted == "zoo" else to_paper(weights)
         change = "were folded into moving_mean; that is one way" if wanted == "zoo" else "were set to zero"
@@ -69,7 +71,6 @@ def convert(source: str, target: str, flavour: str = "", backbone: bool = False)
         log.info("runs with:    %s", BORDERS[wanted])
         log.info("so the network sees shifted features: expect a lower accuracy until it is fine-tuned")
     kept = {name: array for name, array in weights.items() if not (backbone and name.startswith(CLASSIFIER_ONLY))}
-    to_torch = not target.endswith(".ckpt")
     write_weights(target, rename(kept, arrays, to_torch))
     log.info("%s: %d parameters written, the %s's flavour", target, len(kept), wanted)
     if backbone:
@@ -155,7 +156,12 @@ def main() -> None:
     )
     parser.add_argument("--from", dest="source", metavar="FILE", required=True, help=".ckpt, .safetensors, .pth or .pt")
     parser.add_argument("--to", dest="target", metavar="FILE", required=True, help=".ckpt, .safetensors, .pth or .pt")
-    parser.add_argument("--flavour", choices=list(FLAVOURS), default="", help="of the result (default: as the weights)")
+    parser.add_argument(
+        "--flavour",
+        choices=list(FLAVOURS),
+        default="",
+        help="of the result (default: paper for PyTorch, else as it is)",
+    )
     parser.add_argument("--backbone", action="store_true", help="only what a segmentation DDRNet shares")
     arguments = parser.parse_args()
     convert(arguments.source, arguments.target, arguments.flavour, arguments.backbone)

@@ -109,6 +109,9 @@ def load_pretrained(network, path: str, flavour: str = "zoo", drop_head: bool = 
     if drop_head:
         left = [name for name in HEAD if name in arrays and arrays[name].shape != shapes[name]]
         left = list(HEAD) if left else []
+    if flavour == "zoo" and not any(arrays[name].any() for name in STEM_BIASES if name in arrays):
+        # The zoo's weights as convert_weights writes them for PyTorch: biases of zero change nothing.
+        arrays = {name: array for name, array in arrays.items() if name not in STEM_BIASES}
     found = flavour_of(arrays)
     expected = with_stem_biases(shapes, found)
     matched = match_weights(arrays, {name: shape for name, shape in expected.items() if name not in left}, path, left)
@@ -123,7 +126,7 @@ def load_pretrained(network, path: str, flavour: str = "zoo", drop_head: bool = 
 
 
 def flavour_of(arrays: Iterable[str]) -> str:
-    """The flavour, a key of `FLAVOURS`, whose parameters these names are: only the paper's stem has biases."""
+    """The flavour, a key of `FLAVOURS`, that has parameters of these names: only the paper's stem has biases."""
     return "paper" if any(name in arrays for name in STEM_BIASES) else "zoo"
 
 
