@@ -25,25 +25,29 @@ def main(argv: Optional[list[str]] = None) -> None:
     from src.data import create_dataset
     from src.models import create_model
     from src.tools.cell import cast_amp
+    from src.tools.distributed import sum_totals
     from src.tools.evaluate import evaluate
     from src.tools.launch import launch
     from src.tools.weights import load_pretrained
 
     log = logging.getLogger("eval")
     config, place = launch(config)
+    log.setLevel(logging.INFO if place.is_first else logging.WARNING)
     network = create_model(config.arch, config.num_classes, flavour=config.flavour)
     load_pretrained(network, config.pretrained, config.flavour)
     cast_amp(network, config.amp_level, config.keep_bn_fp32)
     network.set_train(False)
     if rest.images:
-        classify(network, rest.images, config)
+        if place.is_first:
+            classify(network, rest.images, config)
         return
 
     val = create_dataset(config, "val", place.rank, place.world)
     if val.classes_from == "val":
         log.info("classes: from val/, as there is no train/")
-    with tqdm(total=val.size, unit="img", disable=None) as bar:
-        means = evaluate(network, val.epoch(), report=bar.update).means()
+    with tqdm(total=val.size, unit="img", disable=None if place.world == 1 else True) as bar:
+        totals = evaluate(network, val.epoch(), report=bar.update)
+    means = sum_totals(totals, place).means()
     log.info("Loss: %.5f", means["loss"])
     log.info("Top1 acc: %.5f", means["top1"])
     log.info("Top5 acc: %.5f", means["top5"])

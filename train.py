@@ -6,6 +6,7 @@ python train.py --ddr_config ./src/configs/ddrnet23_imagenet.yaml --device_id 0 
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any, Optional
 
 from mindspore import nn
@@ -18,9 +19,19 @@ from src.tools.callback import Metrics, Progress
 from src.tools.cell import cast_amp
 from src.tools.checkpoint import Checkpoints, Saved, holding, read_saved
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
+from src.tools.distributed import (
+    add_up,
+    agree,
+    average_statistics,
+    check_identical,
+    hand_out,
+    hand_out_facts,
+    sum_totals,
+    trained,
+)
 from src.tools.evaluate import evaluate
 from src.tools.get_misc import describe, output_folder, run
-from src.tools.launch import launch
+from src.tools.launch import Place, launch
 from src.tools.optimizer import create_optimizer
 from src.tools.schedulers import learning_rates
 from src.tools.signals import Interrupted, StopSignal
@@ -38,8 +49,9 @@ def main(argv: Optional[list[str]] = None) -> None:
     if config.start_epoch >= config.epochs:
         raise UserError(f"start_epoch: must be below epochs, {config.epochs}, not {config.start_epoch}")
 
-    # 1. The device, and this process's place among the ranks.
+    # 1. The device, and this process's place among the ranks, of which only the first speaks and writes.
     config, place = launch(config)
+    log.setLevel(logging.INFO if place.is_first else logging.WARNING)
 
     # 2. The network and what it starts from.
     network = create_model(config.arch, config.num_classes, config.drop_path_rate, config.flavour)
@@ -66,22 +78,30 @@ def main(argv: Optional[list[str]] = None) -> None:
     )
     step.set_train()
 
-    # 5. Where to begin: afresh, or where a checkpoint ends.
+    # 5. Where to begin: afresh, or where a checkpoint ends; the first rank knows, the others hear of it.
     folder = output_folder(config)
-    checkpoints = Checkpoints(folder / "ckpt_0", config.arch, config.keep_checkpoint_max)
+    checkpoints = Checkpoints(folder / "ckpt_0", config.arch, config.keep_checkpoint_max, writes=place.is_first)
     checkpoints.lock()
-    saved = find_saved(checkpoints, config)
-    first, done, spent = config.start_epoch + 1, 0, 0.0
+    saved = find_saved(checkpoints, config) if place.is_first else None
     if saved:
         saved.restore(network, step, config.flavour)
-        checkpoints.best = saved.facts["best"]
-        first, done, spent = saved.facts["next_epoch"], saved.facts["next_done"], saved.facts["seconds"]
-        log.info("going on from %s, in epoch %d after step %d", saved.path, first, done)
+    hand_out(step, place)
+    facts = hand_out_facts(saved.facts if saved else None, place)
+    first, done, spent = config.start_epoch + 1, 0, 0.0
+    if facts:
+        checkpoints.best = facts["best"]
+        first, done, spent = facts["next_epoch"], facts["next_done"], facts["seconds"]
+        log.info("going on from %s, in epoch %d after step %d", saved and saved.path, first, done)
+
+    def save(epoch: int, finished: bool) -> Path:
+        average_statistics(step, place)
+        check_identical(trained(step), place)
+        return checkpoints.save(network, step, config, epoch, done, finished, seconds=spent)
 
     # 6. Train.
     log.info(describe(config, network, train, val, rates))
-    metrics = Metrics(folder, first_epoch=first if saved else 1)
-    progress = Progress(updates, config.epochs, config.images_an_update, config.log_every)
+    metrics = Metrics(folder, first_epoch=first if facts else 1, writes=place.is_first)
+    progress = Progress(updates, config.epochs, config.images_an_update, config.log_every, quiet=not place.is_first)
     feed = Feed(step, train, config, first, done * config.accumulation_step)
     stop = StopSignal()
     for epoch in range(first, config.epochs + 1):
@@ -97,12 +117,13 @@ def main(argv: Optional[list[str]] = None) -> None:
             step.check_health(rates)
             progress.step(done, float(loss.asnumpy()), step.learning_rate(rates), feed.wait_ms)
             due = config.save_steps and done % config.save_steps == 0 and done < updates
-            if due or stop.number:
+            signal_number = agree(stop.number or 0, place)
+            if due or signal_number:
                 spent = time.perf_counter() - started
-                path = checkpoints.save(network, step, config, epoch, done, finished=False, seconds=spent)
-            if stop.number:
+                path = save(epoch, finished=False)
+            if signal_number:
                 progress.end()
-                leave(stop.number, path)
+                leave(signal_number, path)
         progress.end()
         spent = time.perf_counter() - started
 
@@ -111,27 +132,30 @@ def main(argv: Optional[list[str]] = None) -> None:
         scores = {}
         if last or (config.eval_every and epoch % config.eval_every == 0):
             try:
-                scores = validate(network, step, val, checkpoints, stop)
+                scores = validate(network, step, val, checkpoints, stop, place)
             except Interrupted:
-                leave(stop.number, checkpoints.save(network, step, config, epoch, done, finished=False, seconds=spent))
+                leave(stop.number, save(epoch, finished=False))
             log.info("epoch %d: val loss %.5f, top-1 %.5f, top-5 %.5f", epoch, *list(scores.values())[:3])
+        totals = step.take_totals()
+        totals["loss"] = add_up(totals["loss"], place) / place.world
         metrics.add(
             {
                 "epoch": epoch,
                 "step": epoch * updates,
                 "lr": step.learning_rate(rates),
-                **step.take_totals(),
+                **totals,
                 **scores,
                 "seconds": round(spent, 2),
                 "img_s": round(updates * config.images_an_update / spent, 1),
                 "wait_ms": round(feed.wait_ms, 2),
-                "bad_images": train.bad,
+                "bad_images": add_up(train.bad, place),
             }
         )
-        if last or stop.number or (config.save_every and epoch % config.save_every == 0):
-            path = checkpoints.save(network, step, config, epoch, done, finished=True)
-        if stop.number and not last:
-            leave(stop.number, path)
+        signal_number = agree(stop.number or 0, place)
+        if last or signal_number or (config.save_every and epoch % config.save_every == 0):
+            path = save(epoch, finished=True)
+        if signal_number and not last:
+            leave(signal_number, path)
         done, spent = 0, 0.0
 
     averaged = step.averaged_weights()
@@ -166,15 +190,17 @@ def find_saved(checkpoints: Checkpoints, config: Config) -> Optional[Saved]:
 
 
 def validate(
-    network: nn.Cell, step: TrainOneStep, val: Batches, checkpoints: Checkpoints, stop: StopSignal
+    network: nn.Cell, step: TrainOneStep, val: Batches, checkpoints: Checkpoints, stop: StopSignal, place: Place
 ) -> dict[str, Any]:
     """Scores on val/ for metrics.jsonl, of the weights and of the averaged ones where there are; keeps the best."""
+    average_statistics(step, place)
+    report = stop.check if place.world == 1 else None  # several ranks must leave together, so they finish val/ first
     scores = {}
     for prefix, values in {"": None, "ema_": step.averaged_weights()}.items():
         if prefix and not values:
             continue
         with holding(network, values):
-            means = evaluate(network, val.epoch(), report=stop.check).means()
+            means = sum_totals(evaluate(network, val.epoch(), report), place).means()
             scores.update({f"{prefix}val_loss": means["loss"], f"{prefix}top1": means["top1"]})
             scores.update({f"{prefix}top5": means["top5"]})
             if checkpoints.save_best(network, means["top1"]) and step.ema_decay:

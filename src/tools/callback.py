@@ -73,13 +73,15 @@ class Metrics:
         folder: where both lie.
         first_epoch: the epoch that will be added first. 1: a file that an earlier run left is kept under the next free
             name, metrics.1.jsonl and so on; later: its lines of earlier epochs stay, the others are dropped.
+        writes: False on all ranks but the first.
     """
 
-    def __init__(self, folder: Path, first_epoch: int = 1) -> None:
+    def __init__(self, folder: Path, first_epoch: int = 1, writes: bool = True) -> None:
         self.path = folder / "metrics.jsonl"
         self.curves = folder / "curves.png"
         self.records: list[dict[str, Any]] = []
-        if not self.path.exists():
+        self.writes = writes
+        if not writes or not self.path.exists():
             return
         if first_epoch == 1:
             number = 1
@@ -92,6 +94,8 @@ class Metrics:
 
     def add(self, record: dict[str, Any]) -> None:
         """Add an epoch's record and draw the curves anew."""
+        if not self.writes:
+            return
         self.records.append(record)
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.records))
         draw_curves(self.records, self.curves)

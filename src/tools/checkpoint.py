@@ -104,15 +104,17 @@ class Checkpoints:
     """The checkpoints of one run, in one folder.
 
     Args:
-        folder: ckpt_<rank>.
+        folder: ckpt_0.
         arch: the files' name, as in DDRNet23-<epoch>_<step>.ckpt.
         keep: how many of the numbered ones are kept, the newest.
+        writes: False on all ranks but the first: they only keep count.
     """
 
-    def __init__(self, folder: Path, arch: str, keep: int) -> None:
+    def __init__(self, folder: Path, arch: str, keep: int, writes: bool = True) -> None:
         self.folder = folder
         self.arch = arch
         self.keep = keep
+        self.writes = writes
         self.best = -1.0
 
     def lock(self) -> None:
@@ -121,6 +123,8 @@ class Checkpoints:
         Raises:
             UserError: another run writes there, or the folder cannot be written.
         """
+        if not self.writes:
+            return
         path = self.folder / ".lock"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -158,6 +162,8 @@ class Checkpoints:
             seconds: spent in the epoch so far.
         """
         path = self.folder / f"{self.arch}-{epoch}_{done}.ckpt"
+        if not self.writes:
+            return path
         save_weights(network, path)
         facts = {
             "next_epoch": epoch + 1 if finished else epoch,
@@ -180,13 +186,15 @@ class Checkpoints:
         if top1 <= self.best:
             return False
         self.best = top1
-        save_weights(network, self.best_path)
+        if self.writes:
+            save_weights(network, self.best_path)
         return True
 
     def save_last(self, network: nn.Cell) -> Path:
         """Save <arch>.ckpt, the weights at the end of training."""
         path = self.folder / f"{self.arch}.ckpt"
-        save_weights(network, path)
+        if self.writes:
+            save_weights(network, path)
         return path
 
     def numbered(self) -> list[Path]:

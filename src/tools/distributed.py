@@ -7,7 +7,7 @@ for both, and one that no reduction rounds.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from typing import Any
 
 import mindspore as ms
@@ -36,13 +36,16 @@ def agree(number: int, place: Place) -> int:
     return number if place.world == 1 else int(gather(np.array([number], np.int32), place).max())
 
 
+def add_up(number: float, place: Place) -> float:
+    """The sum of the ranks' numbers, in float64; of whole numbers a whole number, exact below 2**53."""
+    if place.world == 1:
+        return number
+    return type(number)(sum(gather(np.array([number], np.float64), place)[:, 0].tolist()))
+
+
 def sum_totals(totals: Totals, place: Place) -> Totals:
     """The sum over all ranks, the same on each: counts exactly, losses in float64 in the ranks' order."""
-    if place.world == 1:
-        return totals
-    of_ranks = gather(np.array(astuple(totals), np.float64), place)  # counts below 2**53 are exact
-    sums = [field.type(sum(column.tolist())) for field, column in zip(fields(Totals), of_ranks.T)]
-    return Totals(*sums)
+    return Totals(*(add_up(value, place) for value in astuple(totals)))
 
 
 def average_statistics(cell: nn.Cell, place: Place) -> None:
