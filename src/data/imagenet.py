@@ -238,6 +238,17 @@ class TrainBatches(Batches):
         finally:
             batches.close()
 
+    def targets(self, labels: np.ndarray) -> np.ndarray:
+        """Labels (B,) as one-hot rows, smoothed: float32 (B, num_classes).
+
+        The smoothed share is spread over all classes, the right one too (Szegedy et al. 2016,
+        https://arxiv.org/abs/1512.00567, section 7).
+        """
+        smoothing, classes = self.config.label_smoothing, self.config.num_classes
+        targets = np.full((len(labels), classes), smoothing / classes, np.float32)
+        targets[np.arange(len(labels)), labels] += np.float32(1 - smoothing)
+        return targets
+
     def _count_bad(self, path: str, reason: str) -> None:
         _log.warning("%s cannot be decoded (%s): the next image takes its place", path, reason)
         self.bad += 1
@@ -322,8 +333,7 @@ class _TrainJob:
         config, world, rank = self.config, self.batches.world, self.batches.rank
         size = config.batch_size
         mine = slice(rank * size, (rank + 1) * size)
-        targets = np.full((size, config.num_classes), config.label_smoothing / config.num_classes, np.float32)
-        targets[np.arange(size), batch.labels] += np.float32(1 - config.label_smoothing)
+        targets = self.batches.targets(batch.labels)
         if self.mixup:
             rng = generator(_MIX, config.seed, self.epoch, batch.step)
             mix = self.mixup.draw(size, world, (self.size, self.size), rng)

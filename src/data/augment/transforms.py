@@ -154,12 +154,22 @@ class TrainTransform:
 
     def image(self, encoded: bytes, rng: np.random.Generator) -> Image.Image:
         """The augmented PIL RGB image before normalisation."""
+        image, box = self.decode(encoded, rng)
+        return self.augmented(self.crop(image, box, rng), rng)
+
+    def decode(self, encoded: bytes, rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int, int, int]]:
+        """Draw a crop box and decode what it needs of the image: PIL RGB, and the box in its pixels."""
         image = decode(encoded)
-        box = random_crop_box(*image.size, self.scale, self.ratio, rng)
+        return image, random_crop_box(*image.size, self.scale, self.ratio, rng)
+
+    def crop(self, image: Image.Image, box: tuple[int, int, int, int], rng: np.random.Generator) -> Image.Image:
+        """Cut out the box, resize it to the side with antialiasing and perhaps flip it."""
         resample = self.resample if self.resample is not None else _DRAWN[int(rng.integers(2))]
         image = image.crop(box).resize((self.size, self.size), resample)
-        if rng.random() < self.hflip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < self.hflip else image
+
+    def augmented(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Augment by the spec, or jitter the colours."""
         if self.augment:
             return self.augment(image, rng)
         return color_jitter(image, self.color_jitter, rng) if self.color_jitter else image
