@@ -1,0 +1,42 @@
+"""What the tests share: a real data set, and programs run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "tests" / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's handwritten digits as an ImageNet-style folder: of each class 8 for train/, 3 for val/."""
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    folder = tmp_path_factory.mktemp("digits")
+    for label in range(10):
+        indices = np.flatnonzero(scans.target == label)[:11]
+        for place, index in enumerate(indices):
+            target = folder / ("train" if place < 8 else "val") / str(label)
+            target.mkdir(parents=True, exist_ok=True)
+            grey = Image.fromarray((scans.images[index] * 255 / 16).round().astype("uint8"))
+            grey.resize((32, 32), Image.BICUBIC).save(target / f"{index}.png")
+    return folder
+
+
+def command(program: str, *flags: object) -> list[str]:
+    """The command line of train.py, eval.py or export.py."""
+    return [sys.executable, str(ROOT / program), *map(str, flags)]
+
+
+def run_program(program: str, *flags: object, cwd: Path, env: dict = {}) -> subprocess.CompletedProcess:  # noqa: B006
+    """Run a program to its end in `cwd`; output and errors come back as text."""
+    return subprocess.run(
+        command(program, *flags), cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=300
+    )

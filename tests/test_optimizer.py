@@ -1,0 +1,85 @@
+"""Each optimizer against its paper's formula in float64: two parameters, of which only the weight decays."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+
+from src.args import Config
+from src.models import create_model
+from src.tools.optimizer import create_optimizer, takes_decay
+
+RATES = np.array([0.1, 0.05, 0.2, 0.01], np.float32)
+DECAY, BETA, EPS = 0.03, (0.9, 0.99), 1e-6
+
+
+class Two(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(3)
+        self.weight = Parameter(Tensor(rng.standard_normal((4, 3)).astype(np.float32)), name="conv.weight")
+        self.bias = Parameter(Tensor(rng.standard_normal(4).astype(np.float32)), name="conv.bias")
+
+
+def momentum(w, g, state, rate, decay, t):
+    g = g + decay * w
+    m = state["m"] = 0.9 * state.get("m", 0) + g
+    return w - rate * (g + 0.9 * m)
+
+
+def adamw(w, g, state, rate, decay, t):
+    m = state["m"] = BETA[0] * state.get("m", 0) + (1 - BETA[0]) * g
+    v = state["v"] = BETA[1] * state.get("v", 0) + (1 - BETA[1]) * g * g
+    root = np.sqrt(1 - BETA[1] ** t)
+    return w * (1 - rate * decay) - rate * root / (1 - BETA[0] ** t) * m / (np.sqrt(v) + EPS)
+
+
+def lamb(w, g, state, rate, decay, t):
+    m = state["m"] = BETA[0] * state.get("m", 0) + (1 - BETA[0]) * g
+    v = state["v"] = BETA[1] * state.get("v", 0) + (1 - BETA[1]) * g * g
+    step = m / (1 - BETA[0] ** t) / (np.sqrt(v / (1 - BETA[1] ** t)) + EPS) + decay * w
+    return w - rate * np.linalg.norm(w) / np.linalg.norm(step) * step
+
+
+def rmsprop(w, g, state, rate, decay, t):
+    g = g + decay * w
+    s = state["s"] = 0.9 * state.get("s", 1) + 0.1 * g * g  # starts at one, as TensorFlow's does
+    m = state["m"] = 0.9 * state.get("m", 0) + rate * g / np.sqrt(s + EPS)
+    return w - m
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("momentum", momentum), ("sgd", momentum), ("adamw", adamw), ("lamb", lamb), ("rmsprop", rmsprop)],
+)
+def test_four_updates_equal_the_formula(name, rule):
+    network = Two()
+    config = Config(optimizer=name, weight_decay=DECAY, beta=BETA, eps=EPS, momentum=0.9, decay=0.9)
+    optimizer = create_optimizer(network, config, RATES)
+    weights = [p.asnumpy().astype(np.float64) for p in network.trainable_params()]
+    states = [{}, {}]
+    rng = np.random.default_rng(4)
+    for t, rate in enumerate(RATES, 1):
+        gradients = [rng.standard_normal(w.shape).astype(np.float32) for w in weights]
+        optimizer(tuple(Tensor(g) for g in gradients))
+        for i, decay in enumerate((DECAY, 0.0)):
+            weights[i] = rule(weights[i], gradients[i].astype(np.float64), states[i], float(rate), decay, t)
+    for parameter, want in zip(network.trainable_params(), weights):
+        np.testing.assert_allclose(parameter.asnumpy(), want, rtol=3e-5, atol=1e-6)
+
+
+def test_plain_momentum_is_not_nesterovs():
+    network = Two()
+    before = network.weight.asnumpy().copy()
+    optimizer = create_optimizer(network, Config(use_nesterov=False, weight_decay=0.0), RATES)
+    gradient = np.ones((4, 3), np.float32)
+    for _ in range(2):
+        optimizer((Tensor(gradient), Tensor(np.ones(4, np.float32))))
+    np.testing.assert_allclose(network.weight.asnumpy(), before - 0.1 - 0.05 * 1.9, rtol=1e-5)
+
+
+def test_decay_acts_on_convolutions_and_the_classifiers_weight_alone():
+    names = [p.name for p in create_model("DDRNet23Slim", 10).trainable_params() if takes_decay(p)]
+    assert all(name.endswith(".weight") for name in names)
+    assert len(names) == 45 + 1
+    assert ms.get_context("device_target") == "CPU"
