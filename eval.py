@@ -7,10 +7,22 @@ import logging
 from typing import Optional
 
 import numpy as np
+from mindspore import Tensor, nn
+from tqdm import tqdm
 
 from src.args import Config, parse_args
+from src.data import class_names, create_dataset, load_eval_image
 from src.errors import UserError
+from src.models import create_model
+from src.models.fold import fold_batch_norm
+from src.tools.cell import cast_amp
+from src.tools.distributed import sum_totals
+from src.tools.evaluate import evaluate
 from src.tools.get_misc import run
+from src.tools.launch import launch
+from src.tools.weights import load_pretrained
+
+log = logging.getLogger("eval")
 
 
 def main(argv: Optional[list[str]] = None) -> None:
@@ -20,21 +32,12 @@ def main(argv: Optional[list[str]] = None) -> None:
     if not config.pretrained:
         raise UserError("--pretrained: name the weights to evaluate, such as ./ckpt_0/DDRNet23.ckpt")
 
-    from tqdm import tqdm
-
-    from src.data import create_dataset
-    from src.models import create_model
-    from src.tools.cell import cast_amp
-    from src.tools.distributed import sum_totals
-    from src.tools.evaluate import evaluate
-    from src.tools.launch import launch
-    from src.tools.weights import load_pretrained
-
-    log = logging.getLogger("eval")
     config, place = launch(config)
     log.setLevel(logging.INFO if place.is_first else logging.WARNING)
     network = create_model(config.arch, config.num_classes, flavour=config.flavour)
     load_pretrained(network, config.pretrained, config.flavour)
+    if config.device_target == "CPU":  # Ascend's and the GPU's compilers fold by themselves
+        network = fold_batch_norm(network)
     cast_amp(network, config.amp_level, config.keep_bn_fp32)
     network.set_train(False)
     if rest.images:
@@ -53,12 +56,8 @@ def main(argv: Optional[list[str]] = None) -> None:
     log.info("Top5 acc: %.5f", means["top5"])
 
 
-def classify(network: "nn.Cell", paths: list[str], config: Config) -> None:  # noqa: F821
+def classify(network: nn.Cell, paths: list[str], config: Config) -> None:
     """Print the five likeliest classes of each image, with probabilities."""
-    from mindspore import Tensor
-
-    from src.data import class_names, load_eval_image
-
     names = class_names(config) or [f"class {index}" for index in range(config.num_classes)]
     images = [load_eval_image(path, config) for path in paths]
     for path, image in zip(paths, images):

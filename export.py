@@ -8,30 +8,42 @@ import logging
 from pathlib import Path
 from typing import Any, Optional
 
+import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 from src.args import Config, parse_args
+from src.data import class_names
+from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD
 from src.errors import UserError
+from src.models import create_model
+from src.tools.files import atomic_write, write_text
 from src.tools.get_misc import run
+from src.tools.launch import launch
+from src.tools.mindir import lower_mindir
+from src.tools.weights import load_pretrained
 
+log = logging.getLogger("export")
+MINDIR_VERSION = 3  # of the format that MindSpore 2.7 and later write
 TOLERANCE = 1e-4  # of the largest logit
 
 
 def main(argv: Optional[list[str]] = None) -> None:
     """Write the file, load it again, compare its logits with the network's, and say beside it what a runtime needs."""
-    config, rest = parse_args(argv, "Export a DDRNet classifier to the current folder.")
+    version = (
+        "--mindir_version",
+        {
+            "type": int,
+            "choices": (1, MINDIR_VERSION),
+            "default": MINDIR_VERSION,
+            "help": "format of the MindIR file: 1 for runtimes up to MindSpore Lite 2.0",
+        },
+    )
+    config, rest = parse_args(argv, "Export a DDRNet classifier to the current folder.", extra=[version])
     if not config.pretrained:
         raise UserError("--pretrained: name the weights to export, such as ./ckpt_0/DDRNet23.ckpt")
     if config.file_format == "AIR" and config.device_target != "Ascend":
         raise UserError("file_format: AIR needs --device_target Ascend; MINDIR serves on every device")
-
-    import mindspore as ms
-
-    from src.data import class_names
-    from src.models import create_model
-    from src.tools.files import atomic_write, write_text
-    from src.tools.launch import launch
-    from src.tools.weights import load_pretrained
 
     config, _ = launch(config)
     network = create_model(config.arch, config.num_classes, flavour=config.flavour)
@@ -46,29 +58,28 @@ def main(argv: Optional[list[str]] = None) -> None:
         ms.export(network, images, file_name=str(temporary), file_format=config.file_format)
         if config.file_format == "MINDIR":
             check(network, temporary, images)
+            if rest.mindir_version < MINDIR_VERSION:
+                lower_mindir(str(temporary), str(temporary))
     classes = class_names(config)
-    write_text(path.with_suffix(".json"), json.dumps(serving(config, classes, shape), indent=1) + "\n")
-    log = logging.getLogger("export")
+    write_text(
+        path.with_suffix(".json"), json.dumps(serving(config, classes, shape, rest.mindir_version), indent=1) + "\n"
+    )
     log.info("%s: %d x 3 x %d x %d to %d logits", path, *shape[:1], *shape[2:], config.num_classes)
     if classes is None:
         log.info("%s: no class names, as %s has neither train/ nor val/", path.with_suffix(".json"), config.data_url)
 
 
-def check(network: "nn.Cell", path: Path, images: "ms.Tensor") -> None:  # noqa: F821
+def check(network: nn.Cell, path: Path, images: ms.Tensor) -> None:
     """Load an exported file again; it must give the network's logits."""
-    import mindspore as ms
-
     want = network(images).asnumpy()
-    got = ms.nn.GraphCell(ms.load(str(path)))(images).asnumpy()
+    got = nn.GraphCell(ms.load(str(path)))(images).asnumpy()
     off = float(np.abs(got - want).max())
     if not off <= TOLERANCE * max(1.0, float(np.abs(want).max())):
         raise UserError(f"{path}: the exported file gives other logits than the network, by {off:.3g}; nothing is kept")
 
 
-def serving(config: Config, classes: Optional[list[str]], shape: tuple[int, ...]) -> dict[str, Any]:
+def serving(config: Config, classes: Optional[list[str]], shape: tuple[int, ...], version: int) -> dict[str, Any]:
     """What a runtime must know to serve the exported file."""
-    from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD
-
     return {
         "arch": config.arch,
         "flavour": config.flavour,
@@ -83,7 +94,7 @@ def serving(config: Config, classes: Optional[list[str]], shape: tuple[int, ...]
         "color": "RGB",
         "input": {"shape": list(shape), "dtype": "float32", "layout": "NCHW"},
         "output": {"shape": [shape[0], config.num_classes], "dtype": "float32"},
-        "mindir_version": 3,
+        "mindir_version": version,
     }
 
 
