@@ -22,9 +22,13 @@ MOST_BAD = 0.01  # share of an epoch's images that may be undecodable
 _ORDER, _SAMPLE, _MIX, _UNIFORM = range(4)
 
 
-def generator(purpose: int, seed: int, epoch: int, place: int = 0) -> np.random.Generator:
-    """The random numbers that belong to one epoch, sample or step, whoever asks for them and when."""
+def _generator(purpose: int, seed: int, epoch: int, place: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((purpose, seed, epoch, place))))
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Everything random about one sample of the data set in one epoch, counted from 1."""
+    return _generator(_SAMPLE, seed, epoch, index)
 
 
 class Samples:
@@ -299,7 +303,7 @@ class _TrainJob:
         config = batches.config
         self.batches, self.config, self.epoch = batches, config, epoch
         self.samples, self.size = batches.samples, config.image_size
-        self.order = generator(_ORDER, config.seed, epoch).permutation(len(batches.samples)).astype(np.int32)
+        self.order = _generator(_ORDER, config.seed, epoch).permutation(len(batches.samples)).astype(np.int32)
         self.transform = create_transform(config, is_training=True)
         self.mixup = None
         if config.mixes and (config.mixup_off_epoch == 0 or epoch <= config.mixup_off_epoch):
@@ -317,7 +321,7 @@ class _TrainJob:
             index = int(self.order[(position + attempt) % len(self.order)])
             try:
                 encoded = self.samples.read(index)
-                self.transform(encoded, batch.images[place], generator(_SAMPLE, self.config.seed, self.epoch, index))
+                self.transform(encoded, batch.images[place], sample_generator(self.config.seed, self.epoch, index))
             except (OSError, UndecodableImage) as error:
                 batch.bad.append((place, attempt, self.samples.path(index), str(error)))
                 if attempt >= MOST_BAD * len(self.order):
@@ -335,12 +339,12 @@ class _TrainJob:
         mine = slice(rank * size, (rank + 1) * size)
         targets = self.batches.targets(batch.labels)
         if self.mixup:
-            rng = generator(_MIX, config.seed, self.epoch, batch.step)
+            rng = _generator(_MIX, config.seed, self.epoch, batch.step)
             mix = self.mixup.draw(size, world, (self.size, self.size), rng)
             self.mixup.apply(batch.images, targets, type(mix)(*(part[mine] for part in mix)))
         arrays = (batch.images, targets)
         if self.batches.uniform_columns:
-            rng = generator(_UNIFORM, config.seed, self.epoch, batch.step)
+            rng = _generator(_UNIFORM, config.seed, self.epoch, batch.step)
             uniforms = rng.random((size * world, self.batches.uniform_columns), np.float32)[mine]
             arrays += (uniforms,)
         return arrays, [(path, reason) for _, _, path, reason in sorted(batch.bad)]

@@ -109,6 +109,13 @@ def normalise(image: Image.Image, out: np.ndarray) -> None:
         np.take(_NORMALISED[channel], pixels[:, :, channel], out=out[channel], mode="clip")
 
 
+def denormalise(image: np.ndarray) -> Image.Image:
+    """The PIL RGB image that a normalised one, float32 (3, H, W), shows."""
+    mean, std = np.array(IMAGENET_MEAN)[:, None, None], np.array(IMAGENET_STD)[:, None, None]
+    pixels = np.clip(np.rint((image * std + mean) * 255), 0, 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
 def resize_and_crop(image: Image.Image, size: int, crop_pct: float, crop_mode: str, resample: int) -> Image.Image:
     """The evaluation crop: resize with antialiasing, then cut out the centre.
 
