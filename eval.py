@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from src.args import Config, parse_args
 from src.data import class_names, create_dataset, load_eval_image
+from src.data.data_utils.modelarts import stage
 from src.errors import UserError
 from src.models import create_model
 from src.models.fold import fold_batch_norm
@@ -34,6 +35,7 @@ def main(argv: Optional[list[str]] = None) -> None:
 
     config, place = launch(config)
     log.setLevel(logging.INFO if place.is_first else logging.WARNING)
+    config, _ = stage(config, writes=False)
     network = create_model(config.arch, config.num_classes, flavour=config.flavour)
     load_pretrained(network, config.pretrained, config.flavour)
     if config.device_target == "CPU":  # Ascend's and the GPU's compilers fold by themselves

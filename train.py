@@ -13,6 +13,7 @@ from mindspore import nn
 
 from src.args import Config, parse_args
 from src.data import Batches, create_dataset
+from src.data.data_utils.modelarts import stage
 from src.errors import UserError
 from src.models import create_model
 from src.tools.callback import Metrics, Progress
@@ -52,6 +53,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     # 1. The device, and this process's place among the ranks, of which only the first speaks and writes.
     config, place = launch(config)
     log.setLevel(logging.INFO if place.is_first else logging.WARNING)
+    config, outbox = stage(config, writes=place.is_first)
 
     # 2. The network and what it starts from.
     network = create_model(config.arch, config.num_classes, config.drop_path_rate, config.flavour)
@@ -96,7 +98,9 @@ def main(argv: Optional[list[str]] = None) -> None:
     def save(epoch: int, finished: bool) -> Path:
         average_statistics(step, place)
         check_identical(trained(step), place)
-        return checkpoints.save(network, step, config, epoch, done, finished, seconds=spent)
+        path = checkpoints.save(network, step, config, epoch, done, finished, seconds=spent)
+        outbox.send()
+        return path
 
     # 6. Train.
     log.info(describe(config, network, train, val, rates))
@@ -161,6 +165,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     averaged = step.averaged_weights()
     with holding(network, averaged):
         path = checkpoints.save_last(network)
+    outbox.send(last=True)
     log.info("%s weights: %s", "averaged" if averaged else "last", path)
     log.info("best weights: %s, top-1 %.5f", checkpoints.best_path, checkpoints.best)
 

@@ -18,10 +18,11 @@ def main() -> None:
     """Check the configuration and print the flags."""
     config, rest = parse_args(["--ddr_config", *sys.argv[1:]])
     print("--ddr_config", Path(rest.ddr_config).resolve(), sep="\n")
-    for name in ("data_url", "train_url", "pretrained"):
+    for name in ("data_url", "train_url", "pretrained", "resume"):
         value = getattr(config, name)
-        if value and "://" not in value:
-            print(f"--{name}", Path(value).resolve(), sep="\n")
+        if value:
+            stays = "://" in value or (name == "resume" and value == "auto")
+            print(f"--{name}", value if stays else Path(value).resolve(), sep="\n")
 
 
 if __name__ == "__main__":
