@@ -1,5 +1,6 @@
 """Weights in and out: every format, both frameworks' names, both flavours, and files that are not as they should be."""
 
+import argparse
 import os
 import pickle
 import subprocess
@@ -201,10 +202,11 @@ def test_a_file_of_no_state_dict_is_refused(tmp_path):
         lambda state: state,
         lambda state: {"state_dict": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}, "epoch": 3},
         lambda state: {"model": state, "best": 0.5},
+        lambda state: {"state_dict": state, "args": argparse.Namespace(lr=0.1), "version": 2},
         lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
         lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
     ],
-    ids=["bare", "state_dict", "model", "module", "state_dict+module"],
+    ids=["bare", "state_dict", "model", "timm", "module", "state_dict+module"],
 )
 def test_a_state_dict_is_found_however_it_is_wrapped(tmp_path, wrap):
     torch = pytest.importorskip("torch")

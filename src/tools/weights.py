@@ -4,12 +4,14 @@ The frameworks name the parameters of a DDRNet alike but for batch norm's, whose
 check comes before any effect: a file either loads as a whole or changes nothing.
 """
 
+import argparse
 import re
 import warnings
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -187,13 +189,8 @@ def match_weights(
     ]
     if faults:
         hint = ""
-        if (
-            not missing
-            and not surplus
-            and len(misshapen) <= len(HEAD)
-            and all(m.startswith("linear.") for m in misshapen)
-        ):
-            hint = f"; the file's network has {len(arrays['linear.bias'])} classes: set num_classes to that"
+        if not missing and not surplus and {text.split()[0] for text in misshapen} <= set(HEAD):
+            hint = f"; the file's network has {arrays[HEAD[1]].size} classes: set num_classes to that"
         raise UserError(f"{path}: not this network's weights: parameters {', '.join(faults)}{hint}")
     for name, (array, _) in present.items():
         if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
@@ -270,8 +267,10 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
             raise UserError(damaged) from error
         if bad:
             raise UserError(f"{file}: damaged: the checksum of {bad} does not match")
+    # timm's checkpoints hold their command line in a Namespace, which is as harmless as a dict.
+    admit = getattr(torch.serialization, "safe_globals", lambda _: nullcontext())
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), admit([argparse.Namespace]):
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes the unpickler raises whatever they lead it to
