@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 from src.args import Config, read_yaml  # noqa: E402
 from src.data.augment.mixup import Mixup  # noqa: E402
 from src.data.augment.transforms import TrainTransform, normalise  # noqa: E402
-from src.data.imagenet import Samples, TrainBatches, list_folder  # noqa: E402
+from src.data.imagenet import TrainBatches  # noqa: E402
+from src.data.listing import Samples, list_folder  # noqa: E402
 
 SAMPLES = 2000  # the least an epoch has
 

@@ -45,6 +45,7 @@ class Config(BaseModel):
     # data
     data_url: str = key("./data/imagenet", "folder with train/ and val/, each with a folder a class")
     set: str = key("ImageNet", "name of the data set, for the log")
+    listing_cache: str = key("", "folder that keeps listings of large data sets; '': list them at every start")
     image_size: Annotated[int, Field(ge=32)] = key(224, "side of the network's input, pixels")
     crop_pct: Annotated[float, Field(gt=0, le=1)] = key(0.875, "evaluation: share of the resized side that is kept")
     crop_mode: Literal["squash", "center"] = key("squash", "evaluation: resize both sides, or only the shorter one")

@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from src.data import create_dataset
-from src.data.imagenet import class_names, list_folder
+from src.data import create_dataset, listing
+from src.data.imagenet import class_names
+from src.data.listing import list_folder
 from src.errors import UserError
 from tests.photos import make_config, make_folder
 
@@ -140,3 +141,23 @@ def test_a_large_folder_is_listed_within_the_time_and_memory_of_imagenet(tmp_pat
     assert seconds < 0.94
     assert size / 40_000 < 60
     assert peak / 40_000 < 400
+
+
+def test_a_cached_listing_is_used_until_a_class_folder_changes(tmp_path, monkeypatch, caplog):
+    root, cache = make_folder(tmp_path / "data"), tmp_path / "cache"
+    config = make_config(root, listing_cache=str(cache))
+    first = create_dataset(config, "train").samples
+    scanned, list_files = [], listing._list_files
+    monkeypatch.setattr(listing, "_list_files", lambda *args: scanned.append(args) or list_files(*args))
+    second = create_dataset(config, "train").samples
+    assert not scanned
+    assert [first.path(i) for i in range(24)] == [second.path(i) for i in range(24)]
+    np.testing.assert_array_equal(first.labels, second.labels)
+    touch(root / "train" / "class_1", "new.jpg")
+    assert create_dataset(config, "train").size == 25
+    assert len(scanned) == 1
+    for path in cache.iterdir():
+        path.write_bytes(b"damaged")
+    assert create_dataset(config, "train").size == 25
+    assert len(scanned) == 2
+    assert "listing" in caplog.text

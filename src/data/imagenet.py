@@ -1,7 +1,6 @@
-"""ImageNet-style folders as batches: `train/` and `val/`, each with a folder a class."""
+"""ImageNet-style data as batches: `train/` and `val/`, each with a folder a class, or packed as MindRecord."""
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -10,12 +9,13 @@ import numpy as np
 
 from src.data.augment.mixup import Mixup
 from src.data.augment.transforms import UndecodableImage, create_transform
+from src.data.listing import Samples, list_classes, list_folder
 from src.data.loader import Prefetcher, clamp_workers
+from src.data.packed import PackedSamples, is_packed
 from src.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-EXTENSIONS = (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MOST_BAD = 0.01  # share of an epoch's images that may be undecodable
 
 # What a stream of random numbers is for. A stream is keyed by (purpose, seed, epoch, index or step).
@@ -29,93 +29,6 @@ def _generator(purpose: int, seed: int, epoch: int, place: int = 0) -> np.random
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Everything random about one sample of the data set in one epoch, counted from 1."""
     return _generator(_SAMPLE, seed, epoch, index)
-
-
-class Samples:
-    """The images of a folder in a lean form: names in one block of bytes, 40 MB for 1.28 million files.
-
-    Attributes:
-        classes: the class folders' names, sorted.
-        labels: int32 (n,), for each image its place in `classes`.
-    """
-
-    def __init__(self, folder: str, classes: list[str], labels: np.ndarray, names: bytes, ends: np.ndarray) -> None:
-        self.folder, self.classes, self.labels = folder, classes, labels
-        self._names, self._ends = names, ends
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, index: int) -> str:
-        """Where an image lies."""
-        start = self._ends[index - 1] if index else 0
-        name = os.fsdecode(self._names[start : self._ends[index]])
-        return f"{self.folder}/{self.classes[self.labels[index]]}/{name}"
-
-    def read(self, index: int) -> bytes:
-        """An image's encoded bytes."""
-        return Path(self.path(index)).read_bytes()
-
-
-def list_classes(folder: str) -> list[str]:
-    """The sorted names of a split's class folders.
-
-    Raises:
-        UserError: the folder is missing, empty or flat.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
-            classes = sorted(entry.name for entry in visible if entry.is_dir())
-            flat = any(entry.name.lower().endswith(EXTENSIONS) for entry in visible)
-    except OSError as error:
-        raise UserError(
-            f"data_url: {folder}: cannot be read ({error.strerror}); it must hold a folder a class"
-        ) from None
-    if classes:
-        return classes
-    if flat:
-        raise UserError(
-            f"data_url: {folder}: the images lie in it directly; move each to {folder}/<class>/ "
-            "(raw ILSVRC val/: into the folder of its synset, such as n01440764, as ILSVRC2012_validation_ground_truth"
-            ".txt and meta.mat of the development kit, or LOC_val_solution.csv, tell)"
-        )
-    raise UserError(f"data_url: {folder}: is empty; it must hold a folder a class, with its images")
-
-
-def list_folder(folder: str, classes: Optional[list[str]] = None) -> Samples:
-    """List a split: every image of every class folder, by class and then by name.
-
-    Hidden files and files without an image's extension are left out.
-
-    Args:
-        folder: the split's folder.
-        classes: the class names that labels count in; None: the split's own.
-
-    Raises:
-        UserError: the folder is missing, empty or flat, has no image, or has a class that `classes` lacks.
-    """
-    own = list_classes(folder)
-    classes = own if classes is None else classes
-    numbers = {name: number for number, name in enumerate(classes)}
-    unknown = [name for name in own if name not in numbers]
-    if unknown:
-        raise UserError(f"data_url: {folder}/{unknown[0]}: train/ has no class folder of that name")
-    blocks, lengths, counts = [], [], np.zeros(len(classes), np.int64)
-    for name in own:
-        with os.scandir(f"{folder}/{name}") as entries:
-            files = sorted(
-                os.fsencode(entry.name)
-                for entry in entries
-                if not entry.name.startswith(".") and entry.name.lower().endswith(EXTENSIONS)
-            )
-        blocks.append(b"".join(files))
-        lengths.append(np.fromiter(map(len, files), np.int64, len(files)))
-        counts[numbers[name]] = len(files)
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    if not len(labels):
-        raise UserError(f"data_url: {folder}: its class folders hold no image ({' '.join(EXTENSIONS)})")
-    return Samples(folder, classes, labels, b"".join(blocks), np.cumsum(np.concatenate(lengths)))
 
 
 def create_dataset(config, split: str, rank: int = 0, world: int = 1, uniform_columns: int = 0) -> "Batches":
@@ -137,15 +50,27 @@ def create_dataset(config, split: str, rank: int = 0, world: int = 1, uniform_co
     root = Path(config.data_url)
     if not root.is_dir():
         raise UserError(f"data_url: {root}: no such folder; it must hold train/ and val/")
-    train = root / "train"
     if split == "train":
-        samples = list_folder(str(train))
+        samples = _open_split(root, "train", None, config.listing_cache)
         _check_classes(samples.classes, samples.folder, config.num_classes)
         return TrainBatches(samples, config, rank, world, uniform_columns)
-    classes = list_classes(str(train)) if train.is_dir() else None
-    samples = list_folder(str(root / "val"), classes)
+    classes = _classes_of(root, "train")
+    samples = _open_split(root, "val", classes, config.listing_cache)
     _check_classes(samples.classes, samples.folder, config.num_classes)
     return EvalBatches(samples, config, rank, world, "val" if classes is None else "train")
+
+
+def _open_split(root: Path, split: str, classes: Optional[list[str]], cache: str) -> Samples:
+    if is_packed(root, split):
+        return PackedSamples(root, split, classes)
+    return list_folder(str(root / split), classes, cache)
+
+
+def _classes_of(root: Path, split: str) -> Optional[list[str]]:
+    """A split's class names; None where there is no such split."""
+    if is_packed(root, split):
+        return PackedSamples(root, split).classes
+    return list_classes(str(root / split)) if (root / split).is_dir() else None
 
 
 def class_names(config) -> Optional[list[str]]:
@@ -155,10 +80,9 @@ def class_names(config) -> Optional[list[str]]:
         UserError: the folder is empty or flat, or num_classes differs from it.
     """
     for split in ("train", "val"):
-        folder = Path(config.data_url, split)
-        if folder.is_dir():
-            classes = list_classes(str(folder))
-            _check_classes(classes, str(folder), config.num_classes)
+        classes = _classes_of(Path(config.data_url), split)
+        if classes is not None:
+            _check_classes(classes, str(Path(config.data_url, split)), config.num_classes)
             return classes
     return None
 
