@@ -22,16 +22,18 @@ PROJECT = Path(__file__).parent.parent
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay")
 
 
+BUILD = PROJECT / "ascend310_infer" / "build-test"
+
+
 @lru_cache(maxsize=1)
 def build() -> Path:
-    """Build the program as a user does, fetching the runtime if need be; returns the build folder."""
-    folder = PROJECT / "ascend310_infer" / "build"
-    environment = {**os.environ, "PYTHON": sys.executable, "BUILD_DIR": str(folder)}
+    """Build the program as a user does, fetching the runtime if need be, with warnings as errors; returns the folder."""
+    environment = {**os.environ, "PYTHON": sys.executable, "BUILD_DIR": str(BUILD)}
     environment.pop("MS_LITE_HOME", None)
-    script = PROJECT / "ascend310_infer" / "build.sh"
-    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True)
+    command = ["bash", str(PROJECT / "ascend310_infer" / "build.sh"), "-DCMAKE_CXX_FLAGS=-Werror"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return folder
+    return BUILD
 
 
 def library_path() -> str:
