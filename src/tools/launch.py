@@ -2,6 +2,7 @@
 
 One process a card is started either with a rank table (RANK_ID, RANK_SIZE and DEVICE_ID in its environment) or by
 MindSpore's dynamic cluster (MS_ROLE and MS_WORKER_NUM, what msrun sets up); without either it runs alone.
+`src.tools.supervisor` starts both.
 """
 
 import os
@@ -25,6 +26,7 @@ class Place:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
 
@@ -35,15 +37,16 @@ def launch(config: Config) -> tuple[Config, Place]:
         The configuration with device_num as it is, and this process's place.
 
     Raises:
-        UserError: the device is not there, or device_num differs from the number of processes started.
+        UserError: the device is not there, device_num differs from the number of processes started, or the
+            environment is half set.
     """
-    world = int(os.environ.get("RANK_SIZE") or os.environ.get("MS_WORKER_NUM") or 1)
+    world = _number("RANK_SIZE", _number("MS_WORKER_NUM", 1))
     if config.device_num not in (1, world):
         raise UserError(
             f"device_num: is {config.device_num}, but {world} process(es) were started; "
             "scripts/run_distribute_train_ascend.sh starts one a card and sets it"
         )
-    device_id = int(os.environ.get("DEVICE_ID", config.device_id))
+    device_id = _number("DEVICE_ID", config.device_id)
     ms.set_context(mode=ms.PYNATIVE_MODE if config.graph_mode else ms.GRAPH_MODE)
     try:
         ms.set_device(config.device_target, device_id)
@@ -54,8 +57,20 @@ def launch(config: Config) -> tuple[Config, Place]:
         ) from error
     rank = 0
     if world > 1:
+        if not (os.environ.get("MS_ROLE") or os.environ.get("RANK_TABLE_FILE")):
+            raise UserError(
+                f"RANK_SIZE: is {world} in the environment, but neither a rank table nor a cluster; start all ranks "
+                "with one of scripts/run_distribute_*.sh, or unset it"
+            )
         communication.init(BACKENDS[config.device_target])
         rank = communication.get_rank()
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=world)
     ms.set_seed(config.seed + 1)  # MindSpore refuses 0
     return config.model_copy(update={"device_num": world}), Place(rank, world)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdigit():
+        raise UserError(f"{name}: is {text!r} in the environment; must be a number")
+    return int(text)

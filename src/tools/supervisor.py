@@ -423,6 +423,8 @@ class Supervisor:
                 deadline = min(deadline, time.monotonic() + ORPHAN_GRACE)
             if time.monotonic() > deadline:
                 say("the ranks did not stop in time and are killed", error=True)
+                for child in ranks:
+                    child.signal(signal.SIGKILL)
                 return Outcome(128 + stop)
             time.sleep(POLL)
 

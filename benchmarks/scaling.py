@@ -1,0 +1,149 @@
+"""What more ranks bring: images/s, and the seconds a step spends in AllReduce and in waiting for data.
+
+python benchmarks/scaling.py --workers 1,2 --data_url data/digits [FLAG VALUE ...]
+
+Prints a JSON line for each number of workers. Every worker has the same batch and the same number of cores, whatever
+their number, so that the ideal is twice the images/s of one with two. `allreduce_s` is the time of the gradients'
+reduction alone, with nobody waiting for anybody; what it costs a step is the difference of the `step_s`. Further flags
+are those of train.py, on top of src/configs/ddrnet23_digits.yaml.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+WARMUP = 5  # steps
+REDUCTIONS = 10
+
+
+def measure(steps: int, flags: list[str]) -> dict[str, float]:
+    """What one rank sees: images/s of all, and mean seconds a step; run by each rank in its own process."""
+    from mindspore import Tensor, nn, ops
+
+    from src.args import parse_args
+    from src.data import create_dataset
+    from src.models import create_model
+    from src.tools.cell import cast_amp
+    from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
+    from src.tools.distributed import agree
+    from src.tools.launch import launch
+    from src.tools.optimizer import create_optimizer
+    from src.tools.schedulers import learning_rates
+    from src.trainers.train_one_step import TrainOneStep
+
+    class Reduction(nn.Cell):
+        """The gradients' AllReduce as the training step has it, and nothing else."""
+
+        def __init__(self, reduce: nn.Cell) -> None:
+            super().__init__()
+            self.reduce = reduce
+
+        def construct(self, gradients: tuple) -> Tensor:
+            return ops.addn([ops.sum(gradient) for gradient in self.reduce(gradients)])
+
+    config, place = launch(parse_args(flags)[0])
+    network = cast_amp(
+        create_model(config.arch, config.num_classes, 0.0, config.flavour), config.amp_level, config.keep_bn_fp32
+    )
+    train = create_dataset(config, "train", place.rank, place.world)
+    optimizer = create_optimizer(network, config, learning_rates(config, train.steps))
+    step = TrainOneStep(
+        NetworkWithLoss(network, SoftTargetCrossEntropy()), optimizer, clip_norm=config.clip_global_norm_value
+    )
+    step.set_train()
+
+    def batches():
+        for epoch in range(1, 1000):
+            yield from train.epoch(epoch)
+
+    waited, source = 0.0, batches()
+    for done in range(WARMUP + steps):
+        if done == WARMUP:
+            agree(0, place)  # all begin together
+            waited, began = 0.0, time.perf_counter()
+        asked = time.perf_counter()
+        batch = next(source)
+        waited += time.perf_counter() - asked
+        step(*(Tensor(column) for column in batch)).asnumpy()
+    step_s = (time.perf_counter() - began) / steps
+    source.close()
+
+    allreduce_s = 0.0
+    if place.world > 1:
+        reduction = Reduction(step.reduce)
+        gradients = tuple(ops.ones_like(weight) for weight in step.weights)
+        reduction(gradients).asnumpy()
+        seconds = []
+        for _ in range(REDUCTIONS):
+            agree(0, place)
+            began = time.perf_counter()
+            reduction(gradients).asnumpy()
+            seconds.append(time.perf_counter() - began)
+        allreduce_s = sorted(seconds)[REDUCTIONS // 2]
+    return {
+        "workers": place.world,
+        "img_s": round(place.world * config.batch_size / step_s, 2),
+        "step_s": round(step_s, 4),
+        "allreduce_s": round(allreduce_s, 4),
+        "data_wait_s": round(waited / steps, 4),
+        "batch_size": config.batch_size,
+        "arch": config.arch,
+        "gradient_mb": round(sum(weight.size for weight in step.weights) * 4e-6, 1),
+    }
+
+
+def run_ranks(workers: int, cores: list[int], steps: int, flags: list[str], folder: Path) -> dict[str, float]:
+    """Start so many ranks on these cores and return what the first measured."""
+    result = folder / f"{workers}.json"
+    command = [sys.executable, "-m", "src.tools.supervisor", "--workers", str(workers), "--device_target", "CPU"]
+    command += ["--folder", str(folder / f"rank{workers}-"), "--", sys.executable, str(Path(__file__).resolve())]
+    command += ["--measure", str(result), "--steps", str(steps), *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # the supervisor inherits them and shares them out
+    try:
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    finally:
+        os.sched_setaffinity(0, own)
+    return json.loads(result.read_text())
+
+
+def main() -> None:
+    """Measure every number of workers, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", default="1,2", help="numbers of ranks, such as 1,2 (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps (default: %(default)s)")
+    parser.add_argument("--data_url", default=str(ROOT / "data/digits"), help="default: %(default)s")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options, flags = parser.parse_known_args()
+    flags += ["--data_url", str(Path(options.data_url).resolve())]
+    if options.measure:
+        record = measure(options.steps, flags)
+        if os.environ.get("RANK_ID", "0") == "0":
+            Path(options.measure).write_text(json.dumps(record))
+        return
+
+    flags = ["--ddr_config", str(ROOT / "src/configs/ddrnet23_digits.yaml"), *flags]
+    counts = [int(text) for text in options.workers.split(",")]
+    cores = sorted(os.sched_getaffinity(0))
+    each = max(len(cores) // max(counts), 1)
+    single = None
+    with tempfile.TemporaryDirectory() as folder:
+        for workers in counts:
+            record = run_ranks(workers, cores[: each * workers], options.steps, flags, Path(folder))
+            record["cores_a_worker"] = each
+            single = single or record["img_s"] / workers
+            record["efficiency"] = round(record["img_s"] / workers / single, 3)
+            print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

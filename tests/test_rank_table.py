@@ -1,0 +1,181 @@
+"""Rank tables: written, joined, checked; a wrong one names its entry and nothing starts."""
+
+import copy
+import json
+import sys
+
+import pytest
+
+from scripts.make_rank_table import parse_range
+from src.errors import UserError
+from src.tools.rank_table import find_server, read_rank_table
+from tests.processes import ROOT, finished
+
+SCRIPT = ROOT / "scripts/make_rank_table.py"
+
+
+def table(*servers: str, cards: int = 2) -> dict:
+    """A right table of these servers, each with so many cards."""
+    rank, entries = 0, []
+    for number, server in enumerate(servers):
+        devices = []
+        for card in range(cards):
+            devices.append({"device_id": str(card), "device_ip": f"192.168.{number}.{card + 1}", "rank_id": str(rank)})
+            rank += 1
+        entries.append({"server_id": server, "device": devices, "host_nic_ip": "reserve"})
+    return {"version": "1.0", "server_count": str(len(servers)), "server_list": entries, "status": "completed"}
+
+
+def written(folder, content) -> str:
+    path = folder / "table.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def conf(folder, cards: int = 8, network: str = "192.168.100"):
+    path = folder / "hccn.conf"
+    lines = [f"address_{card}={network}.{100 + card}\nnetmask_{card}=255.255.255.0" for card in range(cards)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_server_s_table_has_its_cards_addresses_and_ranks_from_0(tmp_path):
+    run = finished(
+        [sys.executable, SCRIPT, "--device_num", "[2,5)", "--conf", conf(tmp_path), "--server_id", "10.0.0.1"], tmp_path
+    )
+    assert run.returncode == 0, run.stdout
+    assert json.loads((tmp_path / "rank_table_3pcs.json").read_text()) == {
+        "version": "1.0",
+        "server_count": "1",
+        "server_list": [
+            {
+                "server_id": "10.0.0.1",
+                "device": [
+                    {"device_id": "2", "device_ip": "192.168.100.102", "rank_id": "0"},
+                    {"device_id": "3", "device_ip": "192.168.100.103", "rank_id": "1"},
+                    {"device_id": "4", "device_ip": "192.168.100.104", "rank_id": "2"},
+                ],
+                "host_nic_ip": "reserve",
+            }
+        ],
+        "status": "completed",
+    }
+
+
+def test_merged_tables_count_their_ranks_on_and_pass_the_check(tmp_path):
+    for name, server, network in (("a", "10.0.0.1", "192.168.1"), ("b", "10.0.0.2", "192.168.2")):
+        command = [sys.executable, SCRIPT, "--device_num", "[0,8)", "--server_id", server, "--out", f"{name}.json"]
+        assert finished([*command, "--conf", conf(tmp_path, network=network)], tmp_path).returncode == 0
+    run = finished([sys.executable, SCRIPT, "--merge", "a.json", "b.json", "--out", "both.json"], tmp_path)
+    assert run.returncode == 0, run.stdout
+    both = read_rank_table(str(tmp_path / "both.json"))
+    assert [[card.rank for card in server.cards] for server in both.servers] == [list(range(8)), list(range(8, 16))]
+    assert both.servers[1].cards[3].device_ip == "192.168.2.103"
+    run = finished([sys.executable, SCRIPT, "--check", "both.json"], tmp_path)
+    assert (run.returncode, "16 ranks (10.0.0.1: 8, 10.0.0.2: 8)" in run.stdout) == (0, True)
+
+
+def test_a_table_cannot_be_merged_with_itself(tmp_path):
+    path = written(tmp_path, table("10.0.0.1"))
+    run = finished([sys.executable, SCRIPT, "--merge", path, path], tmp_path)
+    assert run.returncode == 2
+    assert "server_id 10.0.0.1 stands there twice" in run.stdout
+
+
+@pytest.mark.parametrize("text", ["8", "[0,8]", "[4,4)", "[5,2)", "[-1,2)"])
+def test_a_range_of_cards_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match=r"--device_num .*such as \"\[0,8\)\""):
+        parse_range(text)
+
+
+def test_a_card_without_an_address_is_named(tmp_path):
+    run = finished([sys.executable, SCRIPT, "--device_num", "[0,8)", "--conf", conf(tmp_path, cards=6)], tmp_path)
+    assert (run.returncode, "address_6" in run.stdout) == (2, True), run.stdout
+    run = finished([sys.executable, SCRIPT, "--device_num", "[0,8)", "--conf", tmp_path / "none.conf"], tmp_path)
+    assert (run.returncode, "none.conf: cannot be read" in run.stdout) == (2, True), run.stdout
+
+
+def changed(*path_and_value) -> dict:
+    """A right table of two servers with one value changed."""
+    *path, last, value = path_and_value
+    result = copy.deepcopy(table("10.0.0.1", "10.0.0.2"))
+    holder = result
+    for name in path:
+        holder = holder[name]
+    holder[last] = value
+    return result
+
+
+WRONG = {
+    "no JSON": ('{"version": "1.0",', "line 1: not valid JSON"),
+    "no object": ("[]", "server_list must be a list"),
+    "no servers": (changed("server_list", []), "server_list must be a list of at least one entry"),
+    "not completed": (changed("status", "initializing"), "status is 'initializing'"),
+    "wrong count": (changed("server_count", "3"), "server_count is 3, but server_list has 2"),
+    "count no number": (changed("server_count", "two"), "server_count is 'two'"),
+    "no name": (changed("server_list", 0, "server_id", ""), "server_list[0]: server_id is ''"),
+    "same server": (changed("server_list", 1, "server_id", "10.0.0.1"), "server_id 10.0.0.1 stands there twice"),
+    "no cards": (changed("server_list", 1, "device", []), "server_list[1]: device must be a list"),
+    "same rank": (changed("server_list", 1, "device", 0, "rank_id", "1"), "rank_id 1 stands there twice"),
+    "gap": (changed("server_list", 1, "device", 1, "rank_id", "4"), "rank_id is 4, but the table has 4 ranks"),
+    "rank no number": (changed("server_list", 0, "device", 0, "rank_id", "-1"), "device[0]: rank_id is '-1'"),
+    "same card": (changed("server_list", 0, "device", 1, "device_id", "0"), "device_id 0 stands there twice"),
+    "same address": (
+        changed("server_list", 1, "device", 1, "device_ip", "192.168.0.1"),
+        "device_ip 192.168.0.1 stands there twice",
+    ),
+    "no address": (
+        changed("server_list", 1, "device", 1, "device_ip", "192.168.0.300"),
+        "server_list[1].device[1].device_ip is '192.168.0.300'",
+    ),
+    "address missing": (changed("server_list", 0, "device", 0, "device_ip", None), "device_ip is None"),
+    "card no object": (changed("server_list", 0, "device", 0, 7), "device[0]: must be an object"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_table_is_refused_by_an_error_that_names_the_entry(tmp_path, name):
+    content, message = WRONG[name]
+    with pytest.raises(UserError) as raised:
+        read_rank_table(written(tmp_path, content))
+    assert message in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_table_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"rank table .*nowhere\.json: cannot be read"):
+        read_rank_table(str(tmp_path / "nowhere.json"))
+
+
+def test_servers_stand_in_the_order_of_their_ranks(tmp_path):
+    content = table("10.0.0.1", "10.0.0.2")
+    content["server_list"].reverse()
+    assert [server.server_id for server in read_rank_table(written(tmp_path, content)).servers] == [
+        "10.0.0.1",
+        "10.0.0.2",
+    ]
+
+
+def test_this_server_is_found_by_its_address_or_by_the_name_given(tmp_path):
+    right = read_rank_table(written(tmp_path, table("192.0.2.7", "127.0.0.1")))
+    assert find_server(right).server_id == "127.0.0.1"
+    assert find_server(right, "192.0.2.7").server_id == "192.0.2.7"
+
+
+@pytest.mark.parametrize(
+    ("servers", "server_id", "message"),
+    [
+        (("192.0.2.7",), "", "none of its servers is this one"),
+        (("192.0.2.7", "192.0.2.8"), "", "none of its servers is this one"),
+        (("127.0.0.1", "127.0.0.2"), "", "several of its servers are"),
+        (("192.0.2.7",), "10.0.0.9", "no server 10.0.0.9"),
+    ],
+)
+def test_a_table_without_this_server_is_refused(tmp_path, servers, server_id, message):
+    with pytest.raises(UserError, match=message):
+        find_server(read_rank_table(written(tmp_path, table(*servers))), server_id)
+
+
+def test_a_single_server_may_have_a_name_instead_of_an_address(tmp_path):
+    assert find_server(read_rank_table(written(tmp_path, table("node_0")))).server_id == "node_0"
