@@ -144,7 +144,8 @@ def crop_by_definition(image, config, seed):
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     side = config.image_size
     resample = filters.get(config.interpolation, Image.Resampling.LANCZOS)
-    crop = image.crop(box).resize((side, side), resample)
+    crop = image.crop(box)
+    crop = crop.resize((side, crop.height), resample).resize((side, side), resample)
     return np.asarray(crop if rng.random() >= config.hflip else crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT), int)
 
 

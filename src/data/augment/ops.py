@@ -7,6 +7,8 @@ operations sample the input outside its bounds as `FILL`, ImageNet's mean colour
 
 from PIL import Image, ImageEnhance, ImageOps
 
+from src.data.augment import kernels
+
 FILL = (124, 116, 104)
 
 
@@ -89,4 +91,7 @@ def translate_y(image: Image.Image, pixels: float, resample: int) -> Image.Image
 
 
 def _affine(image: Image.Image, matrix: tuple, resample: int) -> Image.Image:
+    fast = kernels.affine(image, matrix, FILL) if resample == Image.Resampling.BICUBIC else None
+    if fast is not None:
+        return fast
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=FILL)

@@ -13,6 +13,7 @@ from typing import Callable, Optional
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from src.data.augment import kernels
 from src.data.augment.auto_augment import create_auto_augment
 from src.data.augment.random_erasing import random_erasing
 
@@ -117,7 +118,7 @@ def denormalise(image: np.ndarray) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, size: int, crop_pct: float, crop_mode: str, resample: int) -> Image.Image:
-    """The evaluation crop: resize with antialiasing, then cut out the centre.
+    """The evaluation crop: resize with antialiasing, horizontally first as `kernels.resize`, then cut out the centre.
 
     Args:
         image: PIL RGB.
@@ -134,7 +135,7 @@ def resize_and_crop(image: Image.Image, size: int, crop_pct: float, crop_mode: s
     if crop_mode == "center":
         shorter = min(image.size)
         width, height = (max(side, int(side * length / shorter)) for length in image.size)
-    resized = image.resize((width, height), resample)
+    resized = image.resize((width, image.height), resample).resize((width, height), resample)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return resized.crop((left, top, left + size, top + size))
 
@@ -172,7 +173,7 @@ class TrainTransform:
     def crop(self, image: Image.Image, box: tuple[int, int, int, int], rng: np.random.Generator) -> Image.Image:
         """Cut out the box, resize it to the side with antialiasing and perhaps flip it."""
         resample = self.resample if self.resample is not None else _DRAWN[int(rng.integers(2))]
-        image = image.crop(box).resize((self.size, self.size), resample)
+        image = kernels.resize(image.crop(box), self.size, resample)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < self.hflip else image
 
     def augmented(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
