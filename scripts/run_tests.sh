@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Install what the tests need and run them. MINDSPORE=2.7.0 in the environment chooses another MindSpore.
+set -euo pipefail
+
+usage="bash $0 [PYTEST_ARGUMENT ...]   such as tests/test_args.py or -k resume"
+if [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
+  echo "usage: $usage" >&2
+  exit 2
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+
+need_command() { command -v "$1" >/dev/null || install_debian "${@:2}"; }
+need_command cmake cmake make
+need_command g++ g++
+for header in jpeglib.h:libjpeg62-turbo-dev png.h:libpng-dev; do
+  echo "#include <cstdio>
+#include <${header%%:*}>" | g++ -E -x c++ - >/dev/null 2>&1 || install_debian "${header##*:}"
+done
+
+venv=.venv-test
+mindspore=()
+if [ -n "${MINDSPORE:-}" ]; then
+  venv=.venv-test-$MINDSPORE
+  mindspore=("mindspore==$MINDSPORE")
+fi
+make_venv "$venv" -r requirements-test.txt "${mindspore[@]}"
+exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"

@@ -1,0 +1,213 @@
+"""Runs that are interrupted end as if nothing had happened: real processes, really killed."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import pytest
+
+from src.args import parse_args
+from src.errors import UserError
+from src.tools.checkpoint import Checkpoints, read_saved
+from tests.conftest import TINY, command, run_program
+from tests.interrupted import kill_when, log_of, outcome, start, wait_for
+
+KEEP = ["--save_steps", "2", "--keep_checkpoint_max", "3"]
+
+
+@pytest.fixture(scope="module")
+def flags(digits) -> list:
+    return ["--ddr_config", str(TINY), "--data_url", str(digits), *KEEP]
+
+
+@pytest.fixture(scope="module")
+def alone(flags, tmp_path_factory) -> Path:
+    """A run that was left alone, whose folder ends with three numbered checkpoints."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = run_program("train.py", *flags, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(alone, tmp_path) -> Path:
+    """The folder of that run, to spoil."""
+    shutil.copytree(alone, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGTERM, "epoch 1/2 step 3/5"),
+        (signal.SIGINT, "epoch 2/2 step 1/5"),
+        (signal.SIGTERM, "epoch 1/2 step 5/5"),
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(number, said, flags, alone, tmp_path):
+    process = start(flags, tmp_path)
+    code = kill_when(process, number, lambda: said in log_of(tmp_path))
+    assert code == 128 + number
+    assert f"stopped by signal {number:d}, saved ckpt_0/DDRNet23Slim-" in log_of(tmp_path)
+    assert "to go on, add --resume auto to the same command" in log_of(tmp_path)
+    assert start([*flags, "--resume", "auto"], tmp_path).wait(timeout=200) == 0
+    assert outcome(tmp_path) == outcome(alone)
+
+
+def test_kill_9_at_random_moments_loses_nothing(flags, alone, tmp_path):
+    rng = random.Random(os.environ.get("KILL_SEED", "1"))
+    for _ in range(3):
+        before = len(log_of(tmp_path))
+        steps = rng.randint(1, 4)
+        process = start([*flags, "--resume", "auto"], tmp_path)
+        kill_when(process, signal.SIGKILL, lambda: log_of(tmp_path, before).count("img/s") >= steps)  # noqa: B023
+        assert process.returncode in (-signal.SIGKILL, 0)
+    assert start([*flags, "--resume", "auto"], tmp_path).wait(timeout=200) == 0
+    assert outcome(tmp_path) == outcome(alone)
+
+
+def test_a_second_signal_ends_at_once(flags, tmp_path):
+    process = start([*flags, "--batch_size", "80", "--epochs", "50"], tmp_path)
+    wait_for(process, lambda: "epoch 1/50 step 1/1" in log_of(tmp_path))
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) in (-signal.SIGINT, 128 + signal.SIGTERM)
+
+
+def test_auto_starts_afresh_where_there_is_nothing_and_says_so(flags, tmp_path):
+    process = start([*flags, "--resume", "auto"], tmp_path)
+    kill_when(process, signal.SIGKILL, lambda: "configuration" in log_of(tmp_path))
+    assert "resume: no checkpoint in ckpt_0, starting afresh" in log_of(tmp_path)
+
+
+def newest(folder: Path) -> Path:
+    return folder / "ckpt_0" / "DDRNet23Slim-2_5.ckpt"
+
+
+SPOIL = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    "flipped": lambda path: flip(path),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".state"])
+@pytest.mark.parametrize("kind", SPOIL)
+def test_a_damaged_checkpoint_is_never_loaded(kind, suffix, copy):
+    """auto takes the one before it and says so; an explicit path is an error that names the file."""
+    SPOIL[kind](newest(copy).with_suffix(suffix))
+    with pytest.raises(UserError, match=rf"DDRNet23Slim-2_5\{suffix}: is (damaged|not there)"):
+        read_saved(newest(copy))
+    saved, complaints = Checkpoints(copy / "ckpt_0", "DDRNet23Slim", 3).newest_good()
+    assert saved.path.name == "DDRNet23Slim-2_4.ckpt"
+    assert len(complaints) == (0 if (kind, suffix) == ("missing", ".ckpt") else 1)
+
+
+def test_going_on_from_a_damaged_newest_checkpoint_ends_the_same(flags, alone, copy):
+    flip(newest(copy))
+    for name in ("DDRNet23Slim.ckpt", "DDRNet23Slim_best.ckpt"):
+        (copy / "ckpt_0" / name).unlink()
+    done = run_program("train.py", *flags, "--resume", "auto", cwd=copy)
+    assert done.returncode == 0, done.stderr
+    assert "DDRNet23Slim-2_5.ckpt: is damaged" in done.stdout
+    assert "the one before it is taken" in done.stdout
+    assert outcome(copy)["DDRNet23Slim.ckpt"] == outcome(alone)["DDRNet23Slim.ckpt"]
+    assert outcome(copy)["metrics"] == outcome(alone)["metrics"]
+
+
+def test_keys_that_change_the_run_are_listed_and_harmless_ones_are_not(flags, alone):
+    saved = read_saved(newest(alone))
+
+    def differences(*more: str) -> list[str]:
+        return saved.differences(parse_args([*flags, *more])[0])
+
+    assert differences("--num_parallel_workers", "1", "--device_id", "3", "--data_url", "x", "--eval_every", "2") == []
+    assert differences("--batch_size", "8", "--accumulation_step", "2") == []
+    assert differences("--base_lr", "0.2", "--seed", "5") == [
+        "base_lr: 0.4 in the checkpoint, 0.2 now", "seed: 0 in the checkpoint, 5 now",
+    ]  # fmt: skip
+    assert differences("--batch_size", "8") == [
+        "batch_size x device_num x accumulation_step: 16 in the checkpoint, 8 now"
+    ]
+
+
+def test_other_keys_need_resume_anyway(flags, copy):
+    done = run_program("train.py", *flags, "--resume", "auto", "--epochs", 3, cwd=copy)
+    assert done.returncode == 2
+    assert "epochs: 2 in the checkpoint, 3 now" in done.stderr
+    assert "--resume_anyway True" in done.stderr
+    done = run_program("train.py", *flags, "--resume", "auto", "--epochs", 3, "--resume_anyway", "True", cwd=copy)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 3/3 step 5/5" in done.stdout
+
+
+def test_a_second_run_in_the_same_folder_is_refused(flags, tmp_path):
+    first = start(flags, tmp_path)
+    try:
+        wait_for(first, lambda: "configuration" in log_of(tmp_path))
+        second = run_program("train.py", *flags, cwd=tmp_path)
+        assert second.returncode == 2
+        assert "ckpt_0: another run is writing there" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_older_checkpoints(flags, copy):
+    def small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
+
+    before = {path.name: path.read_bytes() for path in (copy / "ckpt_0").glob("*.ckpt")}
+    flip(newest(copy))
+    done = subprocess.run(
+        command("train.py", *flags, "--resume", "auto"),
+        cwd=copy, capture_output=True, text=True, timeout=300, preexec_fn=small_files_only,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "cannot be written (File too large)" in done.stderr
+    saved, _ = Checkpoints(copy / "ckpt_0", "DDRNet23Slim", 3).newest_good()
+    assert saved.path.name == "DDRNet23Slim-2_4.ckpt"
+    assert saved.path.read_bytes() == before["DDRNet23Slim-2_4.ckpt"]
+    assert not [path for path in (copy / "ckpt_0").iterdir() if ".tmp" in path.name]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root writes everywhere")
+def test_a_folder_without_write_permission_is_a_clear_error(flags, tmp_path):
+    folder = tmp_path / "closed"
+    (folder / "ckpt_0").mkdir(parents=True)
+    (folder / "ckpt_0").chmod(0o555)
+    for parent in [folder, *folder.parents][:-1]:
+        if parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    program = command("train.py", *flags)
+    if os.geteuid() == 0:  # root writes everywhere
+        program = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *program]
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=200)
+    if "Permission denied" in done.stderr and sys.executable in done.stderr:
+        pytest.skip("another user may not run this Python")
+    assert done.returncode == 2, done.stderr
+    assert "ckpt_0: cannot be written (Permission denied); choose train_url" in done.stderr
+
+
+def test_checkpoints_load_with_plain_mindspore_and_a_plain_recipes_weights_start_a_run(alone, flags, tmp_path):
+    held = ms.load_checkpoint(str(newest(alone)))
+    assert len(held) == 227
+    plain = tmp_path / "plain.ckpt"
+    ms.save_checkpoint([{"name": name, "data": value} for name, value in held.items()], str(plain))
+    process = start([*flags, "--pretrained", str(plain)], tmp_path)
+    kill_when(process, signal.SIGKILL, lambda: "configuration" in log_of(tmp_path))
+    assert f"weights: {plain}\n" in log_of(tmp_path)
