@@ -33,7 +33,7 @@ from src.tools.distributed import (
 from src.tools.evaluate import evaluate
 from src.tools.get_misc import describe, output_folder, run
 from src.tools.launch import Place, launch
-from src.tools.optimizer import create_optimizer
+from src.tools.optimizer import create_optimizer, freeze_backbone
 from src.tools.schedulers import learning_rates
 from src.tools.signals import Interrupted, StopSignal
 from src.tools.weights import load_pretrained
@@ -68,6 +68,8 @@ def main(argv: Optional[list[str]] = None) -> None:
 
     # 4. The step.
     cast_amp(network, config.amp_level, config.keep_bn_fp32)
+    if config.freeze == "backbone":
+        freeze_backbone(network)
     updates = train.steps // config.accumulation_step
     rates = learning_rates(config, updates)[config.start_epoch * updates :]
     step = TrainOneStep(
@@ -79,6 +81,8 @@ def main(argv: Optional[list[str]] = None) -> None:
         ema_decay=config.ema_decay,
     )
     step.set_train()
+    if config.freeze == "backbone":  # its batch norm keeps its statistics, its drop path is off
+        network.set_train(False)
 
     # 5. Where to begin: afresh, or where a checkpoint ends; the first rank knows, the others hear of it.
     folder = output_folder(config)

@@ -68,6 +68,22 @@ def test_four_updates_equal_the_formula(name, rule):
         np.testing.assert_allclose(parameter.asnumpy(), want, rtol=3e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["momentum", "adamw", "lamb", "rmsprop"])
+def test_the_heads_rate_is_scaled_and_the_others_is_not(name):
+    def moved(scale: float) -> list[np.ndarray]:
+        network = Two()
+        network.weight.name, network.bias.name = "linear.weight", "conv.bias"
+        before = [p.asnumpy().copy() for p in network.trainable_params()]
+        config = Config(optimizer=name, head_lr_scale=scale, weight_decay=0.0)
+        optimizer = create_optimizer(network, config, RATES)
+        optimizer((Tensor(np.ones((4, 3), np.float32)), Tensor(np.ones(4, np.float32))))
+        return [p.asnumpy() - old for p, old in zip(network.trainable_params(), before)]
+
+    (head, other), (scaled_head, same) = moved(1.0), moved(3.0)
+    np.testing.assert_allclose(scaled_head, 3 * head, rtol=1e-4)
+    np.testing.assert_allclose(same, other, rtol=1e-5)
+
+
 def test_plain_momentum_is_not_nesterovs():
     network = Two()
     before = network.weight.asnumpy().copy()

@@ -164,6 +164,16 @@ def test_training_starts_from_other_weights_and_drops_only_a_head_that_does_not_
     np.testing.assert_allclose(held["conv1.0.weight"].asnumpy(), before["conv1.0.weight"].asnumpy(), atol=1e-4)
 
 
+def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns(weights, digits, tmp_path):
+    flags = ["--ddr_config", TINY, "--data_url", digits, "--pretrained", weights, "--freeze", "backbone"]
+    more = ["--head_lr_scale", 2, "--epochs", 1, "--warmup_length", 0, "--ema_decay", 0]
+    done = run_program("train.py", *flags, *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before, after = (ms.load_checkpoint(str(path)) for path in (weights, tmp_path / "ckpt_0" / "DDRNet23Slim.ckpt"))
+    changed = {name for name in before if not np.array_equal(before[name].asnumpy(), after[name].asnumpy())}
+    assert changed == {"linear.weight", "linear.bias"}
+
+
 def test_outputs_go_to_train_url_and_accumulation_and_pynative_mode_train(digits, tmp_path):
     flags = ["--ddr_config", TINY, "--data_url", digits, "--train_url", tmp_path / "out", "--epochs", 1]
     more = ["--batch_size", 10, "--accumulation_step", 4, "--ema_decay", 0, "--warmup_length", 0]

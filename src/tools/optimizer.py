@@ -35,11 +35,11 @@ class Momentum(nn.Optimizer):
         self.exec_weight_decay = False
 
     def construct(self, gradients: tuple) -> Tensor:
-        rate = self.get_lr()
+        rates = self.get_lr() if self.is_group_lr else (self.get_lr(),) * len(self._parameters)
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         done = Tensor(True)
-        for rule, weight, gradient, moment, started in zip(
-            self.rules, self._parameters, gradients, self.moments, self.started
+        for rule, weight, gradient, moment, started, rate in zip(
+            self.rules, self._parameters, gradients, self.moments, self.started, rates
         ):
             done = ops.depend(done, rule(weight, gradient, rate, moment, self.momentum, started))
         return done
@@ -62,14 +62,14 @@ class AdamW(nn.Optimizer):
         self.adam = ops.Adam()
 
     def construct(self, gradients: tuple) -> Tensor:
-        rate = self.get_lr()
+        rates = self.get_lr() if self.is_group_lr else (self.get_lr(),) * len(self._parameters)
         decays = self.get_weight_decay()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         self.beta1_power = self.beta1_power * self.beta1
         self.beta2_power = self.beta2_power * self.beta2
         done = ops.depend(Tensor(True), self.beta2_power)
-        for weight, gradient, moment1, moment2, decay, decays_it in zip(
-            self._parameters, gradients, self.moment1, self.moment2, decays, self.decay_flags
+        for weight, gradient, moment1, moment2, decay, decays_it, rate in zip(
+            self._parameters, gradients, self.moment1, self.moment2, decays, self.decay_flags, rates
         ):
             if decays_it:
                 done = ops.depend(done, ops.assign(weight, weight * (1.0 - rate * decay)))
@@ -93,14 +93,14 @@ class Lamb(nn.Optimizer):
         self.moment2 = self._parameters.clone(prefix="moment2", init="zeros")
 
     def construct(self, gradients: tuple) -> Tensor:
-        rate = self.get_lr()
+        rates = self.get_lr() if self.is_group_lr else (self.get_lr(),) * len(self._parameters)
         decays = self.get_weight_decay()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         self.beta1_power = self.beta1_power * self.beta1
         self.beta2_power = self.beta2_power * self.beta2
         done = Tensor(True)
-        for weight, gradient, moment1, moment2, decay in zip(
-            self._parameters, gradients, self.moment1, self.moment2, decays
+        for weight, gradient, moment1, moment2, decay, rate in zip(
+            self._parameters, gradients, self.moment1, self.moment2, decays, rates
         ):
             mean = self.beta1 * moment1 + (1 - self.beta1) * gradient
             square = self.beta2 * moment2 + (1 - self.beta2) * gradient * gradient
@@ -120,20 +120,35 @@ def takes_decay(parameter: Parameter) -> bool:
     return not parameter.name.endswith((".bias", ".gamma", ".beta"))
 
 
+def is_head(parameter: Parameter) -> bool:
+    """Whether a parameter is the classifier's, which all else in the network feeds."""
+    return parameter.name.startswith("linear.")
+
+
+def freeze_backbone(network: nn.Cell) -> None:
+    """Let training change the classifier alone."""
+    for parameter in network.get_parameters():
+        parameter.requires_grad = is_head(parameter)
+
+
 def create_optimizer(network: nn.Cell, config: Config, rates: np.ndarray) -> nn.Optimizer:
     """The configured optimizer over the network's trainable parameters, in their order.
 
     Args:
         network: whose `trainable_params()` are updated.
-        config: reads optimizer, its numbers, and weight_decay.
+        config: reads optimizer, its numbers, weight_decay and head_lr_scale.
         rates: float32 (updates,), the learning rate of each update.
     """
     parameters = network.trainable_params()
-    groups = [
-        {"params": [p for p in parameters if takes_decay(p)], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if not takes_decay(p)], "weight_decay": 0.0},
-        {"order_params": parameters},
-    ]
+    groups = []
+    for head in (False, True):
+        for decays in (True, False):
+            members = [p for p in parameters if is_head(p) is head and takes_decay(p) is decays]
+            if members:
+                groups.append({"params": members, "weight_decay": config.weight_decay if decays else 0.0})
+                if config.head_lr_scale != 1:
+                    groups[-1]["lr"] = (rates * (config.head_lr_scale if head else 1.0)).tolist()
+    groups.append({"order_params": parameters})
     rates = rates.tolist()
     if config.optimizer in ("momentum", "sgd"):  # two names of one rule
         return Momentum(groups, rates, config.momentum, config.use_nesterov)
