@@ -407,7 +407,8 @@ class Supervisor:
             ended = [child for child in children if child.look()]
             for child in ended:
                 self.guard.remove(child.pid)
-            good = {0, 128 + stop} if stop else {0}
+            # While a graph runs, MindSpore turns SIGINT into SIGTERM (its SignalGuard), so either may end a rank.
+            good = {0, 128 + stop, 128 + signal.SIGTERM} if stop else {0}
             failed = [child for child in ended if child.code not in good and (child in ranks or not _over(ranks))]
             if failed:
                 return self._failed(failed[0], stop, link)
@@ -415,7 +416,7 @@ class Supervisor:
                 say(f"{news.failed}; the ranks of this server are stopped", error=True)
                 return Outcome(news.code, can_restart=not stop and news.code != 2)
             if _over(ranks):
-                code = max(child.code for child in ranks)
+                code = 128 + stop if any(child.code for child in ranks) else 0
                 link.tell_done(code)
                 if link.all_done():
                     return Outcome(max(code, link.code))

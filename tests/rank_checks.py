@@ -1,0 +1,154 @@
+"""A rank of tests/test_distributed.py: does what the ranks do together, and writes what came of it to results.npz."""
+
+import json
+import logging
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from src.args import Config
+from src.errors import UserError
+from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
+from src.tools.distributed import (
+    add_up,
+    agree,
+    average_statistics,
+    check_identical,
+    gather,
+    hand_out,
+    hand_out_facts,
+    sum_totals,
+    trained,
+)
+from src.tools.launch import launch
+from src.tools.metrics import Totals
+from src.tools.optimizer import create_optimizer
+from src.trainers.train_one_step import TrainOneStep
+
+BATCH, SIDE, CLASSES, UPDATES = 8, 8, 5, 4
+
+
+class Network(nn.Cell):
+    """Convolution, batch norm, classifier; takes what drop path would need and does without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, pad_mode="pad", padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.linear = nn.Dense(6, CLASSES)
+
+    def construct(self, images: Tensor, _uniforms=None) -> Tensor:
+        features = self.bn(self.conv(images))
+        return self.linear(nn.ReLU()(features).mean((2, 3)))
+
+
+def filled(network: nn.Cell, seed: int) -> nn.Cell:
+    """Give a network values that follow from the seed."""
+    rng = np.random.default_rng(seed)
+    for parameter in network.get_parameters():
+        values = rng.normal(0.0, 0.5, parameter.shape)
+        values = np.abs(values) + 0.5 if "variance" in parameter.name else values
+        parameter.set_data(Tensor(values.astype(np.float32)))
+    return network
+
+
+def global_batch(update: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images and targets of one update, over all ranks."""
+    rng = np.random.default_rng(100 + update)
+    images = rng.normal(0.0, 1.0, (BATCH, 3, SIDE, SIDE)).astype(np.float32)
+    return images, rng.dirichlet(np.ones(CLASSES), BATCH).astype(np.float32)
+
+
+def new_step(config: Config, frozen: bool) -> TrainOneStep:
+    """A training step over a small network; frozen: batch norm keeps to its moving statistics."""
+    network = filled(Network(), 1)
+    rates = np.full(UPDATES, 0.1, np.float32)
+    step = TrainOneStep(
+        NetworkWithLoss(network, SoftTargetCrossEntropy()), create_optimizer(network, config, rates), clip_norm=0.1
+    )
+    return step.set_train(not frozen)
+
+
+def weights_of(step: nn.Cell) -> dict[str, np.ndarray]:
+    """Copies of all that is trained, by name."""
+    return {parameter.name: parameter.asnumpy().copy() for parameter in trained(step)}
+
+
+def main() -> None:
+    """Everything, in the same order on each rank."""
+    logging.basicConfig(level=logging.INFO)
+    config, place = launch(Config(device_target="CPU"))
+    share = slice(place.rank * BATCH // place.world, (place.rank + 1) * BATCH // place.world)
+    results = {"place": [place.rank, place.world, config.device_num]}
+
+    # Updates with batch norm frozen: what one process computes from the same global batches.
+    step = new_step(config, frozen=True)
+    for update in range(UPDATES):
+        step(*(Tensor(column[share]) for column in global_batch(update)))
+    check_identical(trained(step), place)
+    results.update({f"frozen/{name}": values for name, values in weights_of(step).items()})
+
+    # An infinity in the last rank's images alone: all skip the update and halve the scale.
+    before = weights_of(step)
+    images, targets = (column[share].copy() for column in global_batch(UPDATES))
+    if place.rank == place.world - 1:
+        images[0, 0, 0, 0] = np.inf
+    step(Tensor(images), Tensor(targets))
+    after = weights_of(step)
+    results["overflow/scale"] = [before["loss_scale"], after["loss_scale"]]
+    kept = [name for name in before if not name.startswith(("loss_scale", "good_updates", "overflows", "stuck"))]
+    results["overflow/changed"] = [name for name in kept if not np.array_equal(before[name], after[name])]
+    check_identical(trained(step), place)
+
+    # Batch norm alive: statistics differ by rank and are averaged, weights do not differ.
+    step = new_step(config, frozen=False)
+    for update in range(UPDATES):
+        step(*(Tensor(column[share]) for column in global_batch(update)))
+    network = step.network.network
+    results["statistics/own"] = network.bn.moving_mean.asnumpy().copy()
+    average_statistics(step, place)
+    results["statistics/mean"] = network.bn.moving_mean.asnumpy().copy()
+    results["statistics/variance"] = network.bn.moving_variance.asnumpy().copy()
+    check_identical(trained(step), place)
+
+    # Sums and agreement.
+    totals = Totals(images=2**40 + place.rank, loss=(place.rank + 1) / 3, top1=2**33 + 1, top5=place.rank)
+    total = sum_totals(totals, place)
+    results["totals"] = [repr(total)]
+    results["agree"] = [agree(15 * place.rank, place), agree(0, place)]
+    results["add_up"] = [repr(add_up(place.rank + 1, place)), repr(add_up(0.1, place))]
+    results["gather"] = gather(np.array([place.rank, np.nan, -0.0], np.float64), place)
+
+    # Rank 0's values on all ranks, whatever their type and size.
+    cell = nn.Cell()
+    rng = np.random.default_rng(place.rank)
+    for name, dtype, shape in (
+        ("a", ms.float32, (3, 5)),
+        ("b", ms.float16, (7,)),
+        ("c", ms.int32, ()),
+        ("d", ms.bool_, (3,)),
+    ):
+        values = Tensor(rng.integers(0, 100, shape) % (2 if name == "d" else 100), dtype)
+        cell.insert_param_to_cell(name, Parameter(values, name=name))
+    hand_out(cell, place)
+    for name, parameter in cell.parameters_dict().items():
+        results[f"handed/{name}"] = parameter.asnumpy()
+    results["facts"] = [json.dumps(hand_out_facts({"é": [1, 2.5, None]} if place.is_first else None, place))]
+
+    # One bit of one moment on one rank.
+    moment = next(parameter for parameter in trained(step) if parameter.name == "moments.conv.weight")
+    values = moment.asnumpy().copy()
+    if place.rank == place.world - 1:
+        values.reshape(-1).view(np.int32)[7] ^= 1
+    moment.set_data(Tensor(values))
+    try:
+        check_identical(trained(step), place)
+        results["mismatch"] = ["none"]
+    except UserError as error:
+        results["mismatch"] = [str(error)]
+    np.savez("results.npz", **results)
+
+
+if __name__ == "__main__":
+    main()

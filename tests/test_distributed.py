@@ -1,0 +1,245 @@
+"""Several ranks, in real processes over the CPU's collectives: the same result, and nobody left behind."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.args import Config
+from src.data import create_dataset
+from src.tools.distributed import add_up, agree, average_statistics, check_identical, gather, hand_out_facts, sum_totals
+from src.tools.launch import Place
+from src.tools.metrics import Totals
+from tests.conftest import ROOT, TINY, run_program
+from tests.processes import alive, end_all, finished, says, started, wait_until
+from tests.rank_checks import BATCH
+from tests.test_launcher import children, environment
+
+CHECKS = ROOT / "tests/rank_checks.py"
+TRAIN = ROOT / "scripts/run_distribute_train_cpu.sh"
+EVAL = ROOT / "scripts/run_distribute_eval_cpu.sh"
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> dict[str, list]:
+    """What rank_checks.py found: on two ranks, and on one; by name "2" and "1", a result for each rank."""
+    found = {}
+    for world in (2, 1):
+        folder = tmp_path_factory.mktemp(f"ranks{world}")
+        command = [sys.executable, "-m", "src.tools.supervisor", "--workers", world, "--device_target", "CPU"]
+        run = finished([*command, "--folder", "rank", "--", sys.executable, CHECKS], folder, timeout=120)
+        assert run.returncode == 0, run.stdout
+        found[str(world)] = [dict(np.load(folder / f"rank{rank}/results.npz")) for rank in range(world)]
+    return found
+
+
+def test_ranks_know_their_places(ranks):
+    assert [result["place"].tolist() for result in ranks["2"]] == [[0, 2, 2], [1, 2, 2]]
+    assert ranks["1"][0]["place"].tolist() == [0, 1, 1]
+
+
+def test_two_ranks_and_one_give_the_same_update_where_batch_norm_is_frozen(ranks):
+    single, *both = ranks["1"] + ranks["2"]
+    names = [name for name in single if name.startswith("frozen/")]
+    assert {"frozen/conv.weight", "frozen/moments.conv.weight", "frozen/bn.gamma", "frozen/linear.bias"} <= set(names)
+    for result in both:
+        for name in names:
+            np.testing.assert_allclose(result[name], single[name], rtol=2e-5, atol=2e-6, err_msg=name)
+    assert all(np.array_equal(both[0][name], both[1][name]) for name in names)
+
+
+def test_an_overflow_on_one_rank_is_one_on_all(ranks):
+    for result in ranks["2"]:
+        before, after = result["overflow/scale"]
+        assert after == before / 2
+        assert result["overflow/changed"].size == 0
+
+
+def test_moving_statistics_differ_by_rank_and_are_averaged_over_the_ranks(ranks):
+    first, second = ranks["2"]
+    assert not np.allclose(first["statistics/own"], second["statistics/own"], atol=1e-3)
+    expected = (first["statistics/own"].astype(np.float64) + second["statistics/own"]) / 2
+    for result in (first, second):
+        np.testing.assert_array_equal(result["statistics/mean"], expected.astype(np.float32))
+    np.testing.assert_array_equal(first["statistics/variance"], second["statistics/variance"])
+
+
+def test_totals_are_summed_exactly(ranks):
+    expected = repr(Totals(images=2**41 + 1, loss=1 / 3 + 2 / 3, top1=2**34 + 2, top5=1))
+    assert [result["totals"][0] for result in ranks["2"]] == [expected] * 2
+    assert [result["add_up"].tolist() for result in ranks["2"]] == [["3", repr(0.1 + 0.1)]] * 2
+
+
+def test_a_signal_to_one_rank_is_known_to_all(ranks):
+    assert [result["agree"].tolist() for result in ranks["2"]] == [[15, 0]] * 2
+
+
+def test_gathered_values_are_the_ranks_own_bit_for_bit(ranks):
+    expected = np.array([[0, np.nan, -0.0], [1, np.nan, -0.0]])
+    for result in ranks["2"]:
+        assert result["gather"].tobytes() == expected.tobytes()
+
+
+def test_every_rank_gets_rank_0_s_values(ranks):
+    rng = np.random.default_rng(0)
+    want = {name: rng.integers(0, 100, shape) for name, shape in (("a", (3, 5)), ("b", (7,)), ("c", ()), ("d", (3,)))}
+    want["d"] = want["d"] % 2
+    for result in ranks["2"]:
+        for name, values in want.items():
+            np.testing.assert_array_equal(result[f"handed/{name}"], values, err_msg=name)
+        assert json.loads(str(result["facts"][0])) == {"é": [1, 2.5, None]}
+
+
+def test_one_bit_of_difference_is_an_error_that_names_the_parameter(ranks):
+    for result in ranks["2"]:
+        assert "rank 1 and rank 0 differ in moments.conv.weight (1 of " in str(result["mismatch"][0])
+    assert ranks["1"][0]["mismatch"][0] == "none"
+
+
+def test_alone_nothing_is_exchanged():
+    alone, totals = Place(), Totals(images=3, loss=0.5, top1=1, top5=2)
+    assert sum_totals(totals, alone) == totals
+    assert (agree(15, alone), add_up(7, alone), hand_out_facts({"a": 1}, alone)) == (15, 7, {"a": 1})
+    assert gather(np.arange(3), alone).tolist() == [[0, 1, 2]]
+    average_statistics(None, alone)
+    check_identical([], alone)
+
+
+def coloured(folder: Path, split: str, images: int) -> Path:
+    """Images of one colour each, all different, in two classes."""
+    from PIL import Image
+
+    for number in range(images):
+        target = folder / split / f"class{number % 2}"
+        target.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32), 10 * number + 5).save(target / f"{number}.png")
+    return folder
+
+
+def plain(folder: Path, **keys) -> Config:
+    """A configuration that leaves colours as they are."""
+    return Config(
+        data_url=str(folder), num_classes=2, image_size=32, crop_pct=1.0, auto_augment="", color_jitter=0.0, hflip=0.0,
+        mix_up=0.0, cutmix=0.0, num_parallel_workers=1, **keys,
+    )  # fmt: skip
+
+
+def shown(images: np.ndarray) -> list[float]:
+    return images[:, 0].mean(axis=(1, 2)).round(3).tolist()
+
+
+def test_no_training_image_goes_to_two_ranks_and_others_are_left_out_each_epoch(tmp_path):
+    config = plain(coloured(tmp_path, "train", 23), batch_size=3)
+    ranks = [create_dataset(config, "train", rank, world=2) for rank in range(2)]
+    left_out = []
+    colours = set(shown(np.concatenate([batch[0] for batch in create_dataset(
+        config.model_copy(update={"batch_size": 1}), "train").epoch(1)])))  # fmt: skip
+    assert len(colours) == 23
+    for epoch in range(1, 6):
+        seen = [colour for rank in ranks for images, _ in rank.epoch(epoch) for colour in shown(images)]
+        assert len(seen) == 23 // 6 * 6
+        assert len(set(seen)) == len(seen)
+        left_out.append(frozenset(colours - set(seen)))
+    assert len(set(left_out)) > 1
+
+
+@pytest.mark.parametrize(("images", "world"), [(7, 2), (5, 4), (3, 4)])
+def test_every_validation_image_counts_once_on_unequal_shares(tmp_path, images, world):
+    config = plain(coloured(tmp_path, "val", images), batch_size=2)
+    ranks = [create_dataset(config, "val", rank, world) for rank in range(world)]
+    seen = [
+        colour
+        for rank in ranks
+        for batch, labels in rank.epoch()
+        for colour in shown(batch[np.flatnonzero(labels >= 0)])
+    ]
+    assert len(seen) == len(set(seen)) == images
+
+
+# Whole jobs: train.py and eval.py through the scripts.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, digits):
+    """Where the jobs below run, one after the other, with data of which val/ has an odd number of images."""
+    path = tmp_path_factory.mktemp("jobs")
+    shutil.copytree(digits, path / "digits")
+    next((path / "digits/val/3").iterdir()).unlink()
+    yield path
+    end_all(path)
+
+
+def epochs(folder: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def stopped(folder) -> Path:
+    """A job one of whose ranks was killed, that started again by itself, and that Ctrl-C then stopped."""
+    command = ["bash", TRAIN, 2, TINY, "--data_url", "digits", "--batch_size", BATCH]
+    process = started([*command, "--max_restarts", 1, "--save_steps", 2], folder, PYTHON=sys.executable)
+    log = folder / "train_parallel0/log.txt"
+    wait_until(says(log, "epoch 1/2 step 3/5"), 150, "training begins")
+    [victim] = [pid for pid in children(process.pid) if environment(pid).get("RANK_ID") == "1"]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(says(folder / "output.txt", "restart 1 of 1"), 30, "the job ends within 30 s and starts again")
+    wait_until(says(log, "epoch 2/2 step 1/5"), 150, "training goes on")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGINT, (folder / "output.txt").read_text()
+    return folder
+
+
+def test_a_killed_rank_is_noticed_and_the_job_goes_on_from_the_newest_checkpoint(stopped):
+    output = (stopped / "output.txt").read_text()
+    assert "rank 1 ended with signal 9" in output
+    assert output.count("going on from") == 1
+    assert "in epoch 1 after step" in output
+
+
+def test_ctrl_c_ends_all_ranks_and_leaves_a_checkpoint(stopped):
+    assert not alive(stopped)
+    saved = (stopped / "output.txt").read_text().split(", saved ")[1].split(";")[0]
+    assert Path(saved).name.startswith("DDRNet23Slim-2_")
+    assert Path(saved).with_suffix(".state").exists()
+
+
+def test_only_rank_0_writes(stopped):
+    names = {path.relative_to(stopped).as_posix() for path in stopped.rglob("*") if path.is_file()}
+    names = {name for name in names if not name.startswith(("digits/", "ckpt_0/DDRNet23Slim-"))}
+    assert names == {
+        "output.txt",
+        "metrics.jsonl",
+        "curves.png",
+        "ckpt_0/.lock",
+        "ckpt_0/DDRNet23Slim_best.ckpt",
+        "train_parallel0/log.txt",
+        "train_parallel0/scheduler.txt",
+        "train_parallel1/log.txt",
+    }
+    assert "epoch 1" not in (stopped / "train_parallel1/log.txt").read_text()
+
+
+def test_two_ranks_evaluate_to_what_one_does(stopped):
+    flags = [TINY, "ckpt_0/DDRNet23Slim_best.ckpt", "--data_url", "digits", "--batch_size", 4]
+    results = []
+    for world in (1, 2):
+        run = finished(["bash", EVAL, world, *flags], stopped, timeout=120, PYTHON=sys.executable)
+        assert run.returncode == 0, run.stdout
+        results.append([line for line in run.stdout.splitlines() if line.startswith(("Loss", "Top"))])
+    assert len(results[0]) == 3
+    assert results[1][1:] == results[0][1:]
+    losses = [float(lines[0].split()[1]) for lines in results]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6, abs=1.1e-5)  # five digits are printed
+
+
+def test_one_rank_can_go_on_where_two_have_stopped(stopped):
+    flags = ["--ddr_config", TINY, "--data_url", "digits", "--batch_size", 2 * BATCH, "--resume", "auto"]
+    alone = run_program("train.py", *flags, cwd=stopped)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert "in epoch 2 after step" in alone.stdout
+    assert epochs(stopped) == [1, 2]
