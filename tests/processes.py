@@ -51,16 +51,17 @@ def says(path: Path, text: str) -> Callable[[], bool]:
 
 
 def alive(mark: Path, but: Optional[int] = None) -> list[int]:
-    """The processes whose command line names a path, but for one."""
+    """The processes that run in a folder or whose command line names it, but for one."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) in (os.getpid(), but):
             continue
         try:
             ended = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-            if not ended and str(mark).encode() in (entry / "cmdline").read_bytes():
+            names = (entry / "cmdline").read_bytes() + b"\0" + bytes((entry / "cwd").readlink())
+            if not ended and str(mark).encode() in names:
                 found.append(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return found
 

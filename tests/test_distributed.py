@@ -18,7 +18,8 @@ from src.tools.metrics import Totals
 from tests.conftest import ROOT, TINY, run_program
 from tests.processes import alive, end_all, finished, says, started, wait_until
 from tests.rank_checks import BATCH
-from tests.test_launcher import children, environment
+from tests.test_launcher import children, environment, free_ports
+from tests.test_rank_table import table, written
 
 CHECKS = ROOT / "tests/rank_checks.py"
 TRAIN = ROOT / "scripts/run_distribute_train_cpu.sh"
@@ -27,13 +28,25 @@ EVAL = ROOT / "scripts/run_distribute_eval_cpu.sh"
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> dict[str, list]:
-    """What rank_checks.py found: on two ranks, and on one; by name "2" and "1", a result for each rank."""
+    """What rank_checks.py found, a result for each rank: "1" on one server, "2" on two servers with a rank each."""
     found = {}
-    for world in (2, 1):
+    for world, servers in ((1, ["127.0.0.1"]), (2, ["127.0.0.1", "127.0.0.2"])):
         folder = tmp_path_factory.mktemp(f"ranks{world}")
-        command = [sys.executable, "-m", "src.tools.supervisor", "--workers", world, "--device_target", "CPU"]
-        run = finished([*command, "--folder", "rank", "--", sys.executable, CHECKS], folder, timeout=120)
-        assert run.returncode == 0, run.stdout
+        options = [
+            "--rank_table",
+            written(folder, table(*servers, cards=1)),
+            "--device_target",
+            "CPU",
+            "--folder",
+            "rank",
+        ]
+        command = [sys.executable, "-m", "src.tools.supervisor", *options, "--", sys.executable, CHECKS]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports())}
+        processes = [started(command, folder, SERVER_ID=server, **common) for server in servers]
+        try:
+            assert [process.wait(150) for process in processes] == [0] * world, (folder / "output.txt").read_text()
+        finally:
+            end_all(folder)
         found[str(world)] = [dict(np.load(folder / f"rank{rank}/results.npz")) for rank in range(world)]
     return found
 

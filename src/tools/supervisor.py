@@ -201,6 +201,8 @@ def _watch(reader: int) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
+    reader = os.dup2(reader, 3)
+    os.closerange(4, 4096)  # a link to other servers must break with the supervisor
     groups = set()
     with os.fdopen(reader) as orders:
         for line in orders:
@@ -338,7 +340,7 @@ class Supervisor:
         try:
             for attempt in range(job.max_restarts + 1):
                 outcome = self._attempt(attempt)
-                if not outcome.can_restart or attempt == job.max_restarts:
+                if not outcome.can_restart or self.signals or attempt == job.max_restarts:
                     break
                 say(f"restart {attempt + 1} of {job.max_restarts}, from the newest checkpoint")
             return outcome.code
