@@ -95,7 +95,9 @@ class Config(BaseModel):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = key(0.0, "averaged weights: share that stays a step; 0: off")
     clip_global_norm: bool = key(True, "clip gradients by their global norm")
     clip_global_norm_value: Annotated[float, Field(gt=0)] = key(5.0, "the norm they are clipped to")
-    amp_level: Literal["O0", "O1", "O2", "O3"] = key("O2", "float16: O0 nowhere, O1 convolutions, O2 and O3 all but")
+    amp_level: Literal["O0", "O1", "O2", "O3"] = key(
+        "O2", "float16: O0 nowhere, O1 convolutions, O2 all but the classifier, O3 all"
+    )
     keep_bn_fp32: bool = key(True, "batch norm stays float32 at O2 and O3")
     is_dynamic_loss_scale: bool = key(True, "loss scale that follows overflows, from 4096")
     loss_scale: Annotated[float, Field(ge=1)] = key(1024.0, "fixed loss scale, where is_dynamic_loss_scale is False")

@@ -42,6 +42,7 @@ HARMLESS = frozenset(
         "file_format",
         "graph_mode",
         "keep_checkpoint_max",
+        "listing_cache",
         "log_every",
         "num_parallel_workers",
         "pretrained",
