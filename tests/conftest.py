@@ -13,13 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests" / "tiny.yaml"
 
 
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_digits(folder: Path) -> Path:
     """scikit-learn's handwritten digits as an ImageNet-style folder: of each class 8 for train/, 3 for val/."""
     from sklearn.datasets import load_digits
 
     scans = load_digits()
-    folder = tmp_path_factory.mktemp("digits")
     for label in range(10):
         indices = np.flatnonzero(scans.target == label)[:11]
         for place, index in enumerate(indices):
@@ -28,6 +26,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
             grey = Image.fromarray((scans.images[index] * 255 / 16).round().astype("uint8"))
             grey.resize((32, 32), Image.BICUBIC).save(target / f"{index}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small real data set."""
+    return write_digits(tmp_path_factory.mktemp("digits"))
 
 
 def command(program: str, *flags: object) -> list[str]:
