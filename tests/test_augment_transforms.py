@@ -87,6 +87,41 @@ def test_damaged_bytes_are_undecodable_whatever_the_crop(damage, form, tmp_path)
 # The training crop
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("keys", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}])
+def test_decoding_only_the_rows_of_a_crop_gives_the_pixels_of_the_whole_image(mode, keys, monkeypatch):
+    encoded = encode(photo().convert(mode), "JPEG", **keys)
+    whole = decode(encoded)
+    monkeypatch.setattr(transforms, "decode", None)  # so that the short way is taken and not the long one
+    for bottom in (1, 7, 8, 64, 149, 150):
+        image, box = transforms.decode_part(encoded, lambda width, height, b=bottom: (10, 0, 90, b), 224)
+        assert (image.size, box) == ((220, bottom), (10, 0, 90, bottom))
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(whole)[:bottom])
+
+
+@pytest.mark.parametrize("colour", [(253, 2, 251), (0, 0, 0), (255, 255, 255)])
+def test_images_of_one_colour_are_decoded_even_in_the_colour_that_marks_unwritten_rows(colour):
+    encoded = encode(Image.new("RGB", (64, 64), colour), "JPEG", quality=100, subsampling=0)
+    image, box = transforms.decode_part(encoded, lambda width, height: (0, 0, 64, 20), 224)
+    np.testing.assert_array_equal(np.asarray(image.crop(box)), np.asarray(decode(encoded).crop(box)))
+
+
+@pytest.mark.parametrize(("crop", "factor"), [(450, 1), (896, 2), (1791, 2), (1792, 4)])
+def test_large_crops_are_decoded_at_a_size_that_stays_twice_as_large(crop, factor):
+    encoded = encode(photos()[0].resize((2000, 1800)), "JPEG")
+    image, box = transforms.decode_part(encoded, lambda width, height: (3, 3, 3 + crop, 3 + crop), 224)
+    assert image.width == 2000 // factor
+    np.testing.assert_allclose(box, np.array([3, 3, 3 + crop, 3 + crop]) / factor)
+
+
+def test_without_pillows_innards_the_whole_image_is_decoded(monkeypatch):
+    encoded = encode(photo(), "JPEG")
+    monkeypatch.delattr(Image, "_getdecoder")
+    monkeypatch.setattr(transforms, "decode", lambda _: photo())  # Pillow's own decoding needs them as well
+    image, box = transforms.decode_part(encoded, lambda width, height: (10, 0, 90, 40), 224)
+    assert (image, box) == (photo(), (10, 0, 90, 40))
+
+
 def draw_boxes(width, height, count, **keys):
     rng = np.random.default_rng(0)
     values = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), **keys}

@@ -368,6 +368,19 @@ def test_workers_are_clamped_to_the_cores_with_one_warning(monkeypatch, caplog):
     assert "num_parallel_workers 16" in caplog.text
 
 
+def test_memory_is_used_again_only_when_nobody_holds_any_part_of_it():
+    pool = loader.BufferPool((2, 3), keep=2)
+    first = pool.take()
+    place, row = first.ctypes.data, first[1]
+    del first
+    second = pool.take()
+    assert second.ctypes.data != place
+    del row
+    assert pool.take().ctypes.data == place
+    held = [pool.take() for _ in range(4)]
+    assert len({array.ctypes.data for array in (*held, second)}) == 5
+
+
 def test_a_batch_is_the_consumers_to_keep(folder):
     train = create_dataset(make_config(folder), "train")
     kept = list(train.epoch(1))

@@ -10,7 +10,7 @@ import numpy as np
 from src.data.augment.mixup import Mixup
 from src.data.augment.transforms import UndecodableImage, create_transform
 from src.data.listing import Samples, list_classes, list_folder
-from src.data.loader import Prefetcher, clamp_workers
+from src.data.loader import BufferPool, Prefetcher, clamp_workers
 from src.data.packed import PackedSamples, is_packed
 from src.errors import UserError
 
@@ -229,14 +229,14 @@ class _TrainJob:
         self.samples, self.size = batches.samples, config.image_size
         self.order = _generator(_ORDER, config.seed, epoch).permutation(len(batches.samples)).astype(np.int32)
         self.transform = create_transform(config, is_training=True)
+        self.pool = BufferPool((config.batch_size, 3, self.size, self.size), keep=6)
         self.mixup = None
         if config.mixes and (config.mixup_off_epoch == 0 or epoch <= config.mixup_off_epoch):
             self.mixup = Mixup(config.mix_up, config.cutmix, config.mixup_prob, config.switch_prob, config.mixup_mode)
 
     def start(self, step: int) -> tuple[_TrainBatch, int]:
         batch = self.config.batch_size
-        images = np.empty((batch, 3, self.size, self.size), np.float32)
-        return _TrainBatch(step, images, np.empty(batch, np.int64), []), batch
+        return _TrainBatch(step, self.pool.take(), np.empty(batch, np.int64), []), batch
 
     def fill(self, batch: _TrainBatch, place: int) -> None:
         size, world = self.config.batch_size, self.batches.world

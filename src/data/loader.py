@@ -6,11 +6,14 @@ between processes, and the training process may be neither forked nor started an
 
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
+
+import numpy as np
 
 _log = logging.getLogger(__name__)
 _clamp_warned = False
@@ -77,6 +80,29 @@ class Prefetcher(Iterator):
     def close(self) -> None:
         """End the threads and drop what they have prepared."""
         self._finalizer()
+
+
+class BufferPool:
+    """Memory for batches, used again when nobody holds the last batch in it any more: fresh pages cost time.
+
+    Args:
+        shape: of every array.
+        keep: the most arrays that are kept.
+    """
+
+    def __init__(self, shape: tuple[int, ...], keep: int) -> None:
+        self._shape, self._keep = shape, keep
+        self._owners: list[np.ndarray] = []
+
+    def take(self) -> np.ndarray:
+        """A float32 array with anything in it. It, its views and tensors that share its memory keep it in use."""
+        for owner in self._owners:
+            if sys.getrefcount(owner) <= 3:  # the list, this loop and the call
+                return owner.view()
+        owner = np.empty(self._shape, np.float32)
+        if len(self._owners) < self._keep:
+            self._owners.append(owner)
+        return owner.view()
 
 
 class _Entry:

@@ -33,6 +33,10 @@ _NORMALISED = ((np.arange(256) / 255.0 - np.array(IMAGENET_MEAN)[:, None]) / np.
 )
 
 
+_UNWRITTEN = (253, 2, 251)  # a colour that no row of a photograph consists of
+_MARGIN = 16  # rows below a scaled crop that the resizing filter may reach
+
+
 class UndecodableImage(Exception):
     """The bytes are no image that Pillow can decode."""
 
@@ -56,6 +60,71 @@ def decode(encoded: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise whatever the damage leads them to
         raise UndecodableImage(str(error) or type(error).__name__) from error
+
+
+def decode_part(
+    encoded: bytes, draw_box: Callable[[int, int], tuple[int, int, int, int]], side: int
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Decode what a crop needs: of a JPEG, no rows below it, and at 1/2, 1/4 or 1/8 size where it stays twice as large.
+
+    Without scaling the pixels are those of the whole image. With it, 191 crops of photographs differed by 0.6 grey
+    levels on average and by 1.6 at most; down to the final size it would be up to 5.
+
+    Args:
+        encoded: the file's bytes.
+        draw_box: from the image's width and height to the crop's left, top, right, bottom.
+        side: pixels to which both sides of the crop will be resized.
+
+    Returns:
+        A PIL RGB image and the crop's box in its pixels, whole numbers unless the image is scaled down.
+
+    Raises:
+        UndecodableImage: the bytes are damaged or no image.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        partial = image.format == "JPEG" and image.mode in ("RGB", "L") and b"\xff\xd9" in encoded[-64:]
+    except Exception as error:  # as in `decode`
+        raise UndecodableImage(str(error) or type(error).__name__) from error
+    if not partial:
+        image = decode(encoded)
+        return image, draw_box(*image.size)
+    width, height = image.size
+    box = draw_box(width, height)
+    factor = max(f for f in (1, 2, 4, 8) if f == 1 or min(box[2] - box[0], box[3] - box[1]) >= 2 * f * side)
+    if factor > 1:
+        image.draft(image.mode, (-(-width // factor), -(-height // factor)))
+        across, down = image.width / width, image.height / height
+        box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    rows = min(image.height, math.ceil(box[3]) + (_MARGIN if factor > 1 else 0))
+    top = _decode_rows(image, encoded, rows)
+    if top is not None:
+        return to_rgb(top), box
+    if factor == 1:
+        return decode(encoded), box
+    whole = decode(encoded)
+    return whole, tuple(edge * whole.width / image.width for edge in box)
+
+
+def _decode_rows(image: Image.Image, encoded: bytes, rows: int) -> Optional[Image.Image]:
+    """The first rows of a JPEG that is opened and not yet loaded; None where that cannot be had.
+
+    Pillow's decoder stops when the rows it was given are full, and then complains that the file goes on. That the
+    last row was written tells this from a file that is damaged.
+    """
+    top = Image.new(image.mode, (image.width, rows), _UNWRITTEN[: len(image.mode)])
+    try:
+        name, _, _, arguments = image.tile[0]
+        decoder = Image._getdecoder(image.mode, name, arguments, image.decoderconfig)
+        decoder.setimage(top.im, (0, 0, image.width, rows))
+        consumed, code = decoder.decode(encoded)
+        decoder.cleanup()
+    except (AttributeError, TypeError, ValueError, SystemError):  # another Pillow's innards
+        return None
+    if consumed >= 0 and code == 0:  # it waits for more: the file is cut short
+        return None
+    last = top.crop((0, rows - 1, image.width, rows)).getcolors(1)
+    return None if last and last[0][1] in (_UNWRITTEN, _UNWRITTEN[0]) else top
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -165,15 +234,17 @@ class TrainTransform:
         image, box = self.decode(encoded, rng)
         return self.augmented(self.crop(image, box, rng), rng)
 
-    def decode(self, encoded: bytes, rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    def decode(self, encoded: bytes, rng: np.random.Generator) -> tuple[Image.Image, tuple[float, float, float, float]]:
         """Draw a crop box and decode what it needs of the image: PIL RGB, and the box in its pixels."""
-        image = decode(encoded)
-        return image, random_crop_box(*image.size, self.scale, self.ratio, rng)
+        return decode_part(encoded, lambda w, h: random_crop_box(w, h, self.scale, self.ratio, rng), self.size)
 
-    def crop(self, image: Image.Image, box: tuple[int, int, int, int], rng: np.random.Generator) -> Image.Image:
+    def crop(self, image: Image.Image, box: tuple[float, float, float, float], rng: np.random.Generator) -> Image.Image:
         """Cut out the box, resize it to the side with antialiasing and perhaps flip it."""
         resample = self.resample if self.resample is not None else _DRAWN[int(rng.integers(2))]
-        image = kernels.resize(image.crop(box), self.size, resample)
+        if all(isinstance(edge, int) for edge in box):
+            image = kernels.resize(image.crop(box), self.size, resample)
+        else:
+            image = image.resize((self.size, self.size), resample, box)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < self.hflip else image
 
     def augmented(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
