@@ -21,6 +21,13 @@ fail() {
   exit 2
 }
 
+# Builds that run at the same time wait for each other, where the system has flock.
+lock() {
+  mkdir -p "$(dirname "$2")"
+  eval "exec $1>\"\$2\""
+  ! command -v flock >/dev/null || flock "$1"
+}
+
 for tool in cmake g++; do
   command -v "$tool" >/dev/null || fail "$tool is needed (Debian, Ubuntu: apt-get install cmake g++ libjpeg62-turbo-dev libpng-dev)"
 done
@@ -37,8 +44,8 @@ else
   [ "$(uname -m)" = x86_64 ] || fail "set MS_LITE_HOME to the unpacked mindspore-lite package; there is no wheel to build with for $(uname -m)"
   third_party=$here/third_party
   package=$third_party/mindspore_lite
+  lock 8 "$third_party/.lock"
   if [ ! -f "$package/.complete" ]; then
-    mkdir -p "$third_party"
     if [ ! -f "$third_party/$wheel" ]; then
       "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.7 \
         --platform manylinux1_x86_64 --dest "$third_party" mindspore-lite==2.0.0 ||
@@ -54,6 +61,7 @@ else
   libraries=$package/lib
 fi
 
+lock 9 "$build.lock"
 cmake -S "$here" -B "$build" -DMS_LITE_INCLUDE="$include" -DMS_LITE_LIBRARY="$library" -DMS_LITE_GLOG="${glog:-}" "$@" >"$build.log" 2>&1 ||
   { tail -n 15 "$build.log" >&2; fail "cmake failed; the whole log: $build.log"; }
 cmake --build "$build" --parallel "$(nproc)" >>"$build.log" 2>&1 ||
@@ -61,5 +69,6 @@ cmake --build "$build" --parallel "$(nproc)" >>"$build.log" 2>&1 ||
 mv "$build.log" "$build/build.log"
 
 # shellcheck disable=SC2016 # expanded where env.sh is sourced
-printf 'export LD_LIBRARY_PATH=%q${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n' "$libraries" >"$build/env.sh"
+printf 'export LD_LIBRARY_PATH=%q${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n' "$libraries" >"$build/env.sh.new"
+mv "$build/env.sh.new" "$build/env.sh"
 echo "built $build/main; source $build/env.sh before running it (LD_LIBRARY_PATH=$libraries)"

@@ -43,10 +43,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of class folders")
     parser.add_argument("--arch", default="DDRNet23")
-    parser.add_argument("--batch_size", type=int, default=1, help="the exported network's")
+    parser.add_argument("--batch_size", type=int, default=4, help="the exported network's")
     parser.add_argument("--torch_batch_size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="decoder threads or worker processes")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--timed", type=int, default=64, help="images a round; all are compared")
     args = parser.parse_args()
 
     subprocess.run(
@@ -58,19 +59,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         logits = export(paths, config, folder / "net.mindir")
-        tiny = tiny_images(folder / "tiny", len(paths))
-        rates: dict[str, list[float]] = {"img_s": [], "model_img_s": [], "decode_img_s": [], "torch_img_s": []}
+        infer(folder, args.data, args.threads)
+        same = agreement(folder / "results", paths, logits)
+        timed = linked(folder / "timed", paths[:: max(1, len(paths) // args.timed)])
+        tiny = tiny_images(folder / "tiny", len(timed))
+        rounds = []
         for _ in range(args.rounds):
-            rates["img_s"].append(infer(folder, args.data, args.threads)["end to end"])
-            rates["model_img_s"].append(infer(folder, tiny, 1, "tiny_results")["model alone"])
-            rates["decode_img_s"].append(decode(folder, paths))
-            rates["torch_img_s"].append(infer_torch(args))
-        line: dict[str, Any] = {kind: round(statistics.median(values), 2) for kind, values in rates.items()}
-        slowest = min(line["model_img_s"], line["decode_img_s"] * args.threads)
-        line["slowest_stage"] = round(slowest / line["img_s"], 3)
-        line["over_torch"] = round(line["img_s"] / line["torch_img_s"], 2)
-        line.update(images=len(paths), threads=args.threads, batch_size=args.batch_size)
-        line.update(agreement(folder / "results", paths, logits))
+            rates = {
+                "img_s": infer(folder, folder / "timed", args.threads)["end to end"],
+                "model_img_s": infer(folder, tiny, 1)["model alone"],
+                "decode_img_s": decode(folder, timed),
+                "torch_img_s": infer_torch(args, folder / "timed"),
+            }
+            slowest = min(rates["model_img_s"], rates["decode_img_s"] * args.threads)
+            rates["slowest_stage"] = slowest / rates["img_s"]
+            rates["over_torch"] = rates["img_s"] / rates["torch_img_s"]
+            rounds.append(rates)
+    line: dict[str, Any] = {kind: round(statistics.median(rates[kind] for rates in rounds), 2) for kind in rounds[0]}
+    line.update(images=len(paths), timed=len(timed), threads=args.threads, batch_size=args.batch_size, **same)
     print(json.dumps(line))
 
 
@@ -101,6 +107,16 @@ def export(paths: list[str], config: Config, path: Path) -> np.ndarray:
     return logits
 
 
+def linked(folder: Path, paths: list[str]) -> list[str]:
+    """A folder of class folders with links to some of the images; returns their paths."""
+    links = []
+    for path in map(Path, paths):
+        links.append(folder / path.parent.name / path.name)
+        links[-1].parent.mkdir(parents=True, exist_ok=True)
+        links[-1].symlink_to(path.resolve())
+    return list(map(str, links))
+
+
 def tiny_images(folder: Path, count: int) -> Path:
     """Images of one pixel, whose preprocessing costs nothing: with them the model has the machine to itself."""
     (folder / "class").mkdir(parents=True)
@@ -111,11 +127,11 @@ def tiny_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def infer(folder: Path, data: Any, threads: int, results: str = "results") -> dict[str, float]:
+def infer(folder: Path, data: Any, threads: int) -> dict[str, float]:
     """Run the program; returns its images a second, end to end and of the model alone."""
     arguments = [INFER / "build" / "main", "--mindir_path", folder / "net.mindir", "--dataset_path", data]
     arguments += ["--device_target", "CPU", "--threads", threads]
-    arguments += ["--result_path", folder / results, "--time_path", folder / "time"]
+    arguments += ["--result_path", folder / "results", "--time_path", folder / "time"]
     command = " ".join(["source", f"'{INFER}/build/env.sh';", "exec", '"$@"'])
     environment = {name: value for name, value in os.environ.items() if name != "GLOG_v"}
     subprocess.run(
@@ -133,10 +149,10 @@ def decode(folder: Path, paths: list[str]) -> float:
     return float(done.stdout.split()[1])
 
 
-def infer_torch(args: argparse.Namespace) -> float:
+def infer_torch(args: argparse.Namespace, data: Path) -> float:
     """Images a second of PyTorch on the same files, in a process of its own."""
     script = Path(__file__).with_name("infer_310_torch.py")
-    flags = ["--data", args.data, "--batch_size", args.torch_batch_size, "--workers", args.threads]
+    flags = ["--data", data, "--batch_size", args.torch_batch_size, "--workers", args.threads]
     done = subprocess.run(
         list(map(str, [sys.executable, script, *flags])), check=True, stdout=subprocess.PIPE, text=True
     )

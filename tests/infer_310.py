@@ -27,7 +27,7 @@ BUILD = PROJECT / "ascend310_infer" / "build-test"
 
 @lru_cache(maxsize=1)
 def build() -> Path:
-    """Build the program as a user does, fetching the runtime if need be, with warnings as errors; returns the folder."""
+    """Build as a user does, fetching the runtime if need be, but with warnings as errors; returns the folder."""
     environment = {**os.environ, "PYTHON": sys.executable, "BUILD_DIR": str(BUILD)}
     environment.pop("MS_LITE_HOME", None)
     command = ["bash", str(PROJECT / "ascend310_infer" / "build.sh"), "-DCMAKE_CXX_FLAGS=-Werror"]
