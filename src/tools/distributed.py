@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import astuple
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
@@ -18,6 +17,7 @@ from src.errors import UserError
 from src.tools.launch import Place
 from src.tools.metrics import Totals
 
+PIECE = 1 << 22  # bytes of one Broadcast
 STATISTICS = ("moving_mean", "moving_variance")
 
 
@@ -109,12 +109,16 @@ def hand_out(cell: nn.Cell, place: Place) -> None:
     """Give every rank rank 0's values of all of a cell's parameters."""
     if place.world == 1:
         return
-    for parameter in cell.get_parameters():
-        values = np.ascontiguousarray(parameter.asnumpy())
-        words = np.frombuffer(_padded(values.tobytes()), np.int32)
-        received = _broadcast(words).tobytes()[: values.nbytes]
-        if not place.is_first:
-            parameter.set_data(Tensor(np.frombuffer(received, values.dtype).reshape(values.shape).copy()))
+    parameters = list(cell.get_parameters())
+    arrays = [np.ascontiguousarray(parameter.asnumpy()) for parameter in parameters]
+    received = _broadcast(b"".join(array.tobytes() for array in arrays))
+    if place.is_first:
+        return
+    start = 0
+    for parameter, array in zip(parameters, arrays):
+        values = np.frombuffer(received, array.dtype, array.size, start)
+        parameter.set_data(Tensor(values.reshape(array.shape).copy()))
+        start += array.nbytes
 
 
 def hand_out_facts(facts: Any, place: Place) -> Any:
@@ -122,14 +126,14 @@ def hand_out_facts(facts: Any, place: Place) -> Any:
     if place.world == 1:
         return facts
     content = json.dumps(facts).encode() if place.is_first else b""
-    length = int(_broadcast(np.array([len(content)], np.int32))[0])
-    words = np.frombuffer(_padded(content), np.int32) if place.is_first else np.zeros(-(-length // 4), np.int32)
-    return json.loads(_broadcast(words).tobytes()[:length])
+    length = int(gather(np.array([len(content)], np.int32), place)[0, 0])
+    return json.loads(_broadcast(content or bytes(length)))
 
 
-def _padded(content: bytes) -> bytes:
-    return content + bytes(-len(content) % 4)
-
-
-def _broadcast(words: np.ndarray) -> np.ndarray:
-    return ops.Broadcast(0)((Tensor(words, ms.int32),))[0].asnumpy()
+def _broadcast(content: bytes) -> bytes:
+    """Rank 0's bytes, of which the other ranks have as many; in pieces of one size, as each size is compiled anew."""
+    broadcast, received = ops.Broadcast(0), []
+    for start in range(0, len(content), PIECE):
+        piece = content[start : start + PIECE].ljust(PIECE, b"\0")
+        received.append(broadcast((Tensor(np.frombuffer(piece, np.int32)),))[0].asnumpy().tobytes())
+    return b"".join(received)[: len(content)]
