@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 
 from src.data import load_eval_image
 from src.tools.metrics import rank_of_label
+from tests.conftest import run_program
 from tests.infer_310 import BUILD, CLASSES, PROJECT, build, export, network, read_results, run_main, save_folder, spec
 
 COUNTS = {"ant": 3, "bee": 2, "elk": 4}  # 9 images: the last batch of 2 is padded
@@ -280,6 +282,26 @@ def test_the_flow_gives_the_accuracy_of_the_python_side(mindir2, val, expected, 
     assert report["missing"] == report["surplus"] == []
     assert read_results(tmp_path / "result_Files").keys() == expected.keys()
     assert (tmp_path / "time_Result" / "test_perform_static.txt").exists()
+
+
+def test_export_and_the_flow_give_the_accuracy_of_eval(cell, digits, tmp_path):
+    """The whole chain on real scans: eval.py; export.py with a lowered file for seven images; the flow."""
+    checkpoint = tmp_path / "net.ckpt"
+    ms.save_checkpoint(cell, str(checkpoint))
+    flags = {"arch": "DDRNet23Slim", "num_classes": 10, "image_size": 32, "crop_pct": 1.0, "amp_level": "O0"}
+    flags.update(data_url=digits, pretrained=checkpoint, device_target="CPU", num_parallel_workers=1, batch_size=7)
+    common = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    evaluated = run_program("eval.py", *common, cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    exported = run_program("export.py", *common, "--mindir_version", 1, cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+
+    done = run_flow("DDRNet23Slim.mindir", "imagenet2012", digits / "val", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "(30 images, 7 a batch)" in done.stdout
+    want, got = evaluated.stdout.splitlines()[-2:], done.stdout.splitlines()[-2:]
+    assert [line.split(":")[0] for line in want] == [line.split(":")[0] for line in got] == ["Top1 acc", "Top5 acc"]
+    assert [float(line.split()[-1]) for line in want] == [float(line.split()[-1]) for line in got]
 
 
 def test_the_flow_counts_an_undecodable_image_as_wrong_and_ends_with_3(mindir2, tmp_path):
