@@ -68,6 +68,16 @@ def affine(image: Image.Image, matrix: tuple, fill: tuple[int, int, int]) -> Opt
     return _image(out)
 
 
+def look_up(image: Image.Image, table: np.ndarray, out: np.ndarray) -> None:
+    """Write each channel's `table` value, float32 (3, 256), of PIL RGB of W x H into `out`, float32 (3, H, W)."""
+    if njit is not None:
+        _look_up(_array(image), table, out)
+        return
+    pixels = np.asarray(image)
+    for channel in range(3):
+        np.take(table[channel], pixels[:, :, channel], out=out[channel], mode="clip")
+
+
 def _array(image: Image.Image) -> np.ndarray:
     return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(image.height, image.width, 4)
 
@@ -165,55 +175,62 @@ def _resize(source: np.ndarray, side: int, kind: int, support: float) -> np.ndar
 
 
 @compiled
-def _cubic(v1: int, v2: int, v3: int, v4: int, d: float) -> np.uint8:
-    """Pillow's cubic through four values, a share of `d` from the second to the third, cut to 8 bits."""
-    value = v2 + d * ((v3 - v1) + d * ((2 * (v1 - v2) + v3 - v4) + d * (v2 - v1 + v4 - v3)))
-    return np.uint8(min(max(value, 0.0), 255.0))
+def _shift_columns(source: np.ndarray, out: np.ndarray, shear: float, shift: float) -> None:
+    """Pillow's bicubic where output (x, y) shows input (x + shear * y + shift, y); both uint8 (H, W, 4)."""
+    height, width, _ = source.shape
+    row, share = np.empty((width + 3) * 4, np.uint8), np.empty(width * 4, np.float64)
+    for y in range(height):
+        begin, end = width, 0
+        for x in range(width):
+            place = (x + 0.5) + shear * (y + 0.5) + shift
+            if 0.0 <= place < width:
+                begin, end = min(begin, x), x + 1
+        x = begin
+        while x < end:  # runs of the same whole offset: a row, save where rounding meets a whole number
+            offset = math.floor((x + 0.5) + shear * (y + 0.5) + shift - 0.5) - x
+            first = x
+            while x < end:
+                place = (x + 0.5) + shear * (y + 0.5) + shift - 0.5
+                low = math.floor(place)
+                if low - x != offset:
+                    break
+                share[4 * x : 4 * x + 4] = place - low
+                x += 1
+            for i in range(first, x + 3):
+                column = min(max(i + offset - 1, 0), width - 1)
+                for c in range(4):
+                    row[4 * i + c] = source[y, column, c]
+            _cubic(row[4 * first : 4 * x + 12], share[4 * first : 4 * x], out[y].reshape(width * 4)[4 * first : 4 * x])
 
 
 @compiled
-def _shift_columns(source: np.ndarray, out: np.ndarray, shear: float, shift: float) -> None:
-    height, width, _ = source.shape
-    last = width - 1
-    for y in range(height):
-        for x in range(width):
-            place = (x + 0.5) + shear * (y + 0.5) + shift
-            if place < 0.0 or place >= width:
-                continue
-            place -= 0.5
-            low = math.floor(place)
-            d, i = place - low, int(low)
-            x1, x2 = np.uint64(max(i - 1, 0)), np.uint64(max(i, 0))
-            x3, x4 = np.uint64(min(i + 1, last)), np.uint64(min(i + 2, last))
-            for c in range(3):
-                out[y, x, c] = _cubic(
-                    np.int32(source[y, x1, c]),
-                    np.int32(source[y, x2, c]),
-                    np.int32(source[y, x3, c]),
-                    np.int32(source[y, x4, c]),
-                    d,
-                )
+def _cubic(row: np.ndarray, share: np.ndarray, out: np.ndarray) -> None:
+    """Pillow's cubic through four neighbours, a share of the way from the second to the third, cut to 8 bits."""
+    for i in range(out.shape[0]):
+        v1, v2 = np.float64(row[i]), np.float64(row[i + 4])
+        v3, v4 = np.float64(row[i + 8]), np.float64(row[i + 12])
+        d = share[i]
+        value = v2 + d * ((v3 - v1) + d * ((2.0 * (v1 - v2) + v3 - v4) + d * (v2 - v1 + v4 - v3)))
+        out[i] = np.uint8(np.int32(min(max(value, 0.0), 255.0)))
 
 
 @compiled
 def _shift_rows(source: np.ndarray, out: np.ndarray, shear: float, shift: float) -> None:
+    """The same for input (x, y + shear * x + shift)."""
     height, width, _ = source.shape
-    last = height - 1
-    for y in range(height):
-        for x in range(width):
-            place = shear * (x + 0.5) + (y + 0.5) + shift
-            if place < 0.0 or place >= height:
-                continue
-            place -= 0.5
-            low = math.floor(place)
-            d, i = place - low, int(low)
-            y1, y2 = np.uint64(max(i - 1, 0)), np.uint64(max(i, 0))
-            y3, y4 = np.uint64(min(i + 1, last)), np.uint64(min(i + 2, last))
-            for c in range(3):
-                out[y, x, c] = _cubic(
-                    np.int32(source[y1, x, c]),
-                    np.int32(source[y2, x, c]),
-                    np.int32(source[y3, x, c]),
-                    np.int32(source[y4, x, c]),
-                    d,
-                )
+    turned, shifted = np.empty((width, height), np.uint32), np.empty((width, height), np.uint32)
+    _transpose(source.reshape(height, width * 4).view(np.uint32), turned)
+    flat = out.reshape(height, width * 4).view(np.uint32)
+    _transpose(flat, shifted)
+    _shift_columns(
+        turned.view(np.uint8).reshape(width, height, 4), shifted.view(np.uint8).reshape(width, height, 4), shear, shift
+    )
+    _transpose(shifted, flat)
+
+
+@compiled
+def _look_up(source: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    for y in range(source.shape[0]):
+        for c in range(3):
+            for x in range(source.shape[1]):
+                out[c, y, x] = table[c, source[y, x, c]]

@@ -112,7 +112,8 @@ def _decode_rows(image: Image.Image, encoded: bytes, rows: int) -> Optional[Imag
     Pillow's decoder stops when the rows it was given are full, and then complains that the file goes on. That the
     last row was written tells this from a file that is damaged.
     """
-    top = Image.new(image.mode, (image.width, rows), _UNWRITTEN[: len(image.mode)])
+    top = Image.new(image.mode, (image.width, rows), None)
+    top.paste(_UNWRITTEN[: len(image.mode)], (0, rows - 1, image.width, rows))
     try:
         name, _, _, arguments = image.tile[0]
         decoder = Image._getdecoder(image.mode, name, arguments, image.decoderconfig)
@@ -174,9 +175,7 @@ def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) 
 
 def normalise(image: Image.Image, out: np.ndarray) -> None:
     """Write (value / 255 - mean) / std of a PIL RGB image of W x H into `out`, float32 (3, H, W)."""
-    pixels = np.asarray(image)
-    for channel in range(3):
-        np.take(_NORMALISED[channel], pixels[:, :, channel], out=out[channel], mode="clip")
+    kernels.look_up(image, _NORMALISED, out)
 
 
 def denormalise(image: np.ndarray) -> Image.Image:
