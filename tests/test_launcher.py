@@ -136,6 +136,21 @@ def test_a_rank_that_ignores_its_end_is_killed(job, tmp_path):
     assert ended(process, tmp_path) == 128 + signal.SIGKILL
 
 
+def test_a_killed_scheduler_ends_the_job(tmp_path):
+    program = tmp_path / "rank.py"
+    program.write_text(RANK)
+    options = ["--workers", 2, "--device_target", "CPU", "--", sys.executable, program, "wait", "all"]
+    process = started([sys.executable, "-m", "src.tools.supervisor", *options], tmp_path)
+    try:
+        both_ready(tmp_path)
+        [scheduler] = [pid for pid in children(process.pid) if environment(pid).get("MS_ROLE") == "MS_SCHED"]
+        os.kill(scheduler, signal.SIGKILL)
+        assert ended(process, tmp_path) == 128 + signal.SIGKILL
+        assert says(tmp_path / "output.txt", "the scheduler ended with signal 9")()
+    finally:
+        end_all(tmp_path)
+
+
 def test_what_a_rank_has_started_ends_with_it(job, tmp_path):
     process = started(job("child"), tmp_path)
     both_ready(tmp_path)
@@ -405,4 +420,4 @@ def children(pid: int) -> list[int]:
 def environment(pid: int) -> dict[str, str]:
     """What a process was started with, as far as the job has set it."""
     pairs = (ROOT / f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-    return dict(pair.split("=", 1) for pair in pairs if pair.startswith("RANK_ID="))
+    return dict(pair.split("=", 1) for pair in pairs if pair.startswith(("RANK_ID=", "MS_ROLE=")))
