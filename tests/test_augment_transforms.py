@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from src.data.augment import transforms
+from src.data.augment import kernels, transforms
 from src.data.augment.transforms import UndecodableImage, create_transform, decode, load_eval_image
 from tests.photos import make_config, photos
 
@@ -261,6 +261,22 @@ def test_jitter_and_erasing_take_part_where_the_configuration_says(tmp_path):
     erased = (out["erase"] == 0).all(axis=0)
     assert 0.01 < erased.mean() < 0.4
     np.testing.assert_array_equal(out["erase"][:, ~erased], out["plain"][:, ~erased])
+
+
+def test_pixels_are_the_same_with_and_without_numba(tmp_path, monkeypatch):
+    """Where numba is not installed, this compares Pillow with itself."""
+    encoded = encode(photos()[1], "JPEG")
+    for spec in ("rand-m9-p1-n1", "original"):
+        for interpolation in ("bilinear", "bicubic", "lanczos"):
+            config = make_config(tmp_path, auto_augment=spec, interpolation=interpolation)
+            transform, outs = create_transform(config, is_training=True), []
+            for engine in (kernels.engine, lambda: None):
+                with monkeypatch.context() as patch:
+                    patch.setattr(kernels, "engine", engine)
+                    outs.append(np.empty((24, 3, 48, 48), np.float32))
+                    for seed, out in enumerate(outs[-1]):
+                        transform(encoded, out, np.random.default_rng(seed))
+            np.testing.assert_array_equal(*outs)
 
 
 # Normalisation and evaluation
