@@ -120,12 +120,12 @@ def test_an_odd_batch_with_mixing(tmp_path):
 
 
 def test_a_large_folder_is_listed_within_the_time_and_memory_of_imagenet(tmp_path):
-    """40,000 links: at the promised pace of 1.28 million in 30 s they take 0.94 s, and 400 bytes a file."""
+    """8,000 links: at the promised pace of 1.28 million in 30 s they take 0.19 s, and 400 bytes a file."""
     import tracemalloc
 
     target = tmp_path / "image.jpg"
     target.write_bytes(b"x")
-    for label in range(40):
+    for label in range(8):
         folder = tmp_path / "tree" / f"n{label:08d}"
         folder.mkdir(parents=True)
         for number in range(1000):
@@ -137,10 +137,10 @@ def test_a_large_folder_is_listed_within_the_time_and_memory_of_imagenet(tmp_pat
     kept = list_folder(str(tmp_path / "tree"))
     size, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(samples) == len(kept) == 40_000
-    assert seconds < 0.94
-    assert size / 40_000 < 60
-    assert peak / 40_000 < 400
+    assert len(samples) == len(kept) == 8_000
+    assert seconds < 0.19
+    assert size / 8_000 < 60
+    assert peak / 8_000 < 400
 
 
 def test_a_cached_listing_is_used_until_a_class_folder_changes(tmp_path, monkeypatch, caplog):
