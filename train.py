@@ -7,9 +7,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any, Optional
-
-from mindspore import nn
+from typing import TYPE_CHECKING, Any, Optional
 
 from src.args import Config, parse_args
 from src.data import Batches, create_dataset
@@ -40,11 +38,14 @@ from src.tools.weights import load_pretrained
 from src.trainers.feed import Feed
 from src.trainers.train_one_step import TrainOneStep
 
+if TYPE_CHECKING:
+    from mindspore import nn
+
 log = logging.getLogger("train")
 
 
-def main(argv: Optional[list[str]] = None) -> None:
-    """Train, validate, save; the README explains every key."""
+def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) -> None:
+    """Train, validate, save; the README explains every key. `stop`: listens for signals that end the run."""
     began = time.perf_counter()
     config, _ = parse_args(argv, "Train a DDRNet classifier; the README explains every key.")
     if config.start_epoch >= config.epochs:
@@ -111,7 +112,8 @@ def main(argv: Optional[list[str]] = None) -> None:
     metrics = Metrics(folder, first_epoch=first if facts else 1, writes=place.is_first)
     progress = Progress(updates, config.epochs, config.images_an_update, config.log_every, quiet=not place.is_first)
     feed = Feed(step, train, config, first, done * config.accumulation_step)
-    stop = StopSignal()
+    stop = stop or StopSignal()
+    stop.arm()
     for epoch in range(first, config.epochs + 1):
         started = time.perf_counter() - spent
         progress.start(epoch, done)
@@ -199,7 +201,7 @@ def find_saved(checkpoints: Checkpoints, config: Config) -> Optional[Saved]:
 
 
 def validate(
-    network: nn.Cell, step: TrainOneStep, val: Batches, checkpoints: Checkpoints, stop: StopSignal, place: Place
+    network: "nn.Cell", step: TrainOneStep, val: Batches, checkpoints: Checkpoints, stop: StopSignal, place: Place
 ) -> dict[str, Any]:
     """Scores on val/ for metrics.jsonl, of the weights and of the averaged ones where there are; keeps the best."""
     average_statistics(step, place)
@@ -224,4 +226,5 @@ def leave(signal_number: int, path: Any) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    listener = StopSignal().listen()
+    run(lambda: main(stop=listener))

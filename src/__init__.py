@@ -1,11 +1,14 @@
-"""DDRNet on MindSpore. Importing this package sets two defaults for MindSpore, nothing else.
+"""DDRNet on MindSpore. Importing this package sets three defaults in the environment, nothing else.
 
 From MindSpore 2.9 on, oneDNN runs every convolution in its reference kernel where the processor has AVX-512, a hundred
 times slower than its AVX2 kernels; the cap takes effect if it is set before the first operator runs. And MindSpore's
-own warnings, which concern its developers, stay out of the log; GLOG_v=2 in the environment brings them back.
+own warnings, which concern its developers, stay out of the log; GLOG_v=2 in the environment brings them back. NumPy's
+BLAS, of which we use little, starts no threads: they would compete with MindSpore's and catch signals
+(`tools/signals.py`).
 """
 
 import os
 
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("GLOG_v", "3")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -1,7 +1,11 @@
 """SIGTERM and Ctrl-C end a run in good order: the step is finished and saved first."""
 
+import os
 import signal
+import threading
 from typing import Any, Optional
+
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
@@ -9,7 +13,11 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Remembers the first SIGTERM or SIGINT; a second one ends the process at once, as if nobody listened.
+    """Remembers the first SIGTERM or SIGINT once it is armed; before that, and at a second one, the process ends.
+
+    While a graph runs, MindSpore puts its own handler in place of Python's, which turns SIGINT into SIGTERM, and a
+    Python handler waits until the running operator returns. So the signals are blocked for this thread and all that it
+    starts, and a thread of its own waits for them.
 
     Attributes:
         number: the signal received, or None.
@@ -17,15 +25,26 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number: Optional[int] = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+        self.armed = False
 
-    def _receive(self, number: int, _frame: Any) -> None:
-        self.number = number
-        for again in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(again, signal.SIG_DFL)
+    def listen(self) -> "StopSignal":
+        """Take over both signals; to be called before MindSpore starts threads."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        threading.Thread(target=self._wait, name="stop-signal", daemon=True).start()
+        return self
+
+    def arm(self) -> None:
+        """From now on there is something to save."""
+        self.armed = True
 
     def check(self, *_: Any) -> None:
         """Raise Interrupted once a signal has come; takes any arguments, so that it serves as a callback."""
         if self.number:
             raise Interrupted
+
+    def _wait(self) -> None:
+        while True:
+            number = signal.sigwait(STOPS)
+            if self.number or not self.armed:
+                os._exit(128 + number)
+            self.number = number
