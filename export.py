@@ -45,6 +45,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     if config.file_format == "AIR" and config.device_target != "Ascend":
         raise UserError("file_format: AIR needs --device_target Ascend; MINDIR serves on every device")
 
+    classes = class_names(config)
     config, _ = launch(config)
     network = create_model(config.arch, config.num_classes, flavour=config.flavour)
     load_pretrained(network, config.pretrained, config.flavour)
@@ -57,10 +58,9 @@ def main(argv: Optional[list[str]] = None) -> None:
     with atomic_write(path) as temporary:
         ms.export(network, images, file_name=str(temporary), file_format=config.file_format)
         if config.file_format == "MINDIR":
-            check(network, temporary, images)
+            check(network, temporary, images, path)
             if rest.mindir_version < MINDIR_VERSION:
-                lower_mindir(str(temporary), str(temporary))
-    classes = class_names(config)
+                lower(temporary, path)
     write_text(
         path.with_suffix(".json"), json.dumps(serving(config, classes, shape, rest.mindir_version), indent=1) + "\n"
     )
@@ -69,10 +69,18 @@ def main(argv: Optional[list[str]] = None) -> None:
         log.info("%s: no class names, as %s has neither train/ nor val/", path.with_suffix(".json"), config.data_url)
 
 
-def check(network: nn.Cell, path: Path, images: ms.Tensor) -> None:
+def lower(temporary: Path, path: Path) -> None:
+    """Lower the format of the file that is to become `path`, in place."""
+    try:
+        lower_mindir(str(temporary), str(temporary))
+    except UserError as error:
+        raise UserError(str(error).replace(str(temporary), str(path))) from error
+
+
+def check(network: nn.Cell, temporary: Path, images: ms.Tensor, path: Path) -> None:
     """Load an exported file again; it must give the network's logits."""
     want = network(images).asnumpy()
-    got = nn.GraphCell(ms.load(str(path)))(images).asnumpy()
+    got = nn.GraphCell(ms.load(str(temporary)))(images).asnumpy()
     off = float(np.abs(got - want).max())
     if not off <= TOLERANCE * max(1.0, float(np.abs(want).max())):
         raise UserError(f"{path}: the exported file gives other logits than the network, by {off:.3g}; nothing is kept")
