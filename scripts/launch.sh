@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck disable=SC2034  # the scripts that source this read it
 device_target=${DEVICE_TARGET:-Ascend} # CPU runs the same script without a card
 
 # The Python that has MindSpore: PYTHON in the environment, else the project's .venv, else the PATH's.

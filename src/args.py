@@ -60,7 +60,9 @@ class Config(BaseModel):
     auto_augment: str = key("rand-m9-mstd0.5-inc1", "RandAugment, AutoAugment or AugMix by its spec; '': none")
     color_jitter: NotNegative = key(0.4, "brightness, contrast and saturation jitter, where auto_augment is ''")
     re_prob: Share = key(0.0, "probability of random erasing")
-    re_mode: Literal["const", "rand", "pixel"] = key("pixel", "random erasing: the mean colour, one random colour, or noise")
+    re_mode: Literal["const", "rand", "pixel"] = key(
+        "pixel", "random erasing: the mean colour, one random colour, or noise"
+    )
     re_count: Positive = key(1, "random erasing: the most boxes an image")
     mix_up: NotNegative = key(0.8, "MixUp alpha; 0: off")
     cutmix: NotNegative = key(1.0, "CutMix alpha; 0: off")
