@@ -118,6 +118,7 @@ def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
 
     line(loss, "loss", "training", "#4269d0")
     line(loss, "val_loss", "validation", "#ff725c")
+    loss.set_yscale("log")
     loss.set_title("Loss")
     line(accuracy, "top1", "top-1", "#ff725c", 100)
     line(accuracy, "top5", "top-5", "#efb118", 100)
