@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
-from src.args import Config
 from src.errors import TrainingStopped, UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from mindspore import nn
 
+    from src.args import Config
     from src.data import Batches
 
 
@@ -27,12 +27,12 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2 if isinstance(error, UserError) else 1)
 
 
-def output_folder(config: Config) -> Path:
+def output_folder(config: "Config") -> Path:
     """Where outputs go: train_url, or the current folder."""
     return Path(config.train_url or ".")
 
 
-def describe(config: Config, network: "nn.Cell", train: "Batches", val: "Batches", rates: "np.ndarray") -> str:
+def describe(config: "Config", network: "nn.Cell", train: "Batches", val: "Batches", rates: "np.ndarray") -> str:
     """What a run is about to do, in lines: the configuration and what follows from it."""
     lines = [f"  {name}: {value}" for name, value in config.model_dump().items()]
     parameters = sum(parameter.size for parameter in network.trainable_params())
