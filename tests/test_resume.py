@@ -78,7 +78,8 @@ def test_a_second_signal_ends_at_once(flags, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 128 + signal.SIGINT
+    assert process.wait(timeout=30) in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    assert "stopped by signal" not in log_of(tmp_path)
 
 
 def test_auto_starts_afresh_where_there_is_nothing_and_says_so(flags, tmp_path):
@@ -119,14 +120,12 @@ def test_a_damaged_checkpoint_is_never_loaded(kind, suffix, copy):
 
 def test_going_on_from_a_damaged_newest_checkpoint_ends_the_same(flags, alone, copy):
     flip(newest(copy))
-    for name in ("DDRNet23Slim.ckpt", "DDRNet23Slim_best.ckpt"):
-        (copy / "ckpt_0" / name).unlink()
+    (copy / "ckpt_0" / "DDRNet23Slim.ckpt").unlink()
     done = run_program("train.py", *flags, "--resume", "auto", cwd=copy)
     assert done.returncode == 0, done.stderr
     assert "DDRNet23Slim-2_5.ckpt: is damaged" in done.stdout
     assert "the one before it is taken" in done.stdout
-    assert outcome(copy)["DDRNet23Slim.ckpt"] == outcome(alone)["DDRNet23Slim.ckpt"]
-    assert outcome(copy)["metrics"] == outcome(alone)["metrics"]
+    assert outcome(copy) == outcome(alone)
 
 
 def test_keys_that_change_the_run_are_listed_and_harmless_ones_are_not(flags, alone):
@@ -186,13 +185,16 @@ def test_a_full_disk_stops_the_run_and_leaves_the_older_checkpoints(flags, copy)
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root writes everywhere")
-def test_a_folder_without_write_permission_is_a_clear_error(flags, tmp_path):
+def test_a_folder_without_write_permission_is_a_clear_error(flags, digits, tmp_path):
     folder = tmp_path / "closed"
     (folder / "ckpt_0").mkdir(parents=True)
     (folder / "ckpt_0").chmod(0o555)
-    for parent in [folder, *folder.parents][:-1]:
-        if parent != Path("/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o055)
+    for path in (folder, digits):  # pytest's folders are closed to others
+        for parent in [path, *path.parents]:
+            if parent.stat().st_uid == os.geteuid() and parent.name.startswith(
+                ("pytest-", "popen-", "digits", "test_")
+            ):
+                parent.chmod(parent.stat().st_mode | 0o055)
     program = command("train.py", *flags)
     if os.geteuid() == 0:  # root writes everywhere
         program = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *program]

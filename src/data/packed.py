@@ -63,4 +63,4 @@ def shard_path(root: Path, split: str, number: int) -> Path:
 
 def is_packed(root: Path, split: str) -> bool:
     """Whether `root` has the split as shards."""
-    return index_path(root, split).is_file()
+    return os.path.isfile(index_path(root, split))  # noqa: PTH113 (Path.is_file raises where the folder is closed)

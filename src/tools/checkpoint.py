@@ -131,6 +131,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = path.open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in self.folder.glob(f".{self.arch}*.tmp*"):  # of a run that was killed while it wrote
+                left.unlink()
         except BlockingIOError as error:
             raise UserError(f"{self.folder}: another run is writing there; stop it or use another folder") from error
         except OSError as error:

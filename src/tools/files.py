@@ -1,5 +1,6 @@
 """The one way in which files reach the disk: whole or not at all."""
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +36,8 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):  # the folder itself may be what is missing
-            temporary.unlink(missing_ok=True)
+            for left in path.parent.glob(glob.escape(temporary.stem) + "*"):  # MindSpore writes aside once more
+                left.unlink()
 
 
 def write_text(path: Union[str, Path], text: str) -> None:
