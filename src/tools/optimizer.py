@@ -45,6 +45,14 @@ class Momentum(nn.Optimizer):
         return done
 
 
+def _add_adam_moments(optimizer: nn.Optimizer) -> None:
+    """Both moments of every weight, and the powers of beta that correct their bias."""
+    optimizer.beta1_power = Parameter(Tensor(1.0, ms.float32), name="beta1_power")
+    optimizer.beta2_power = Parameter(Tensor(1.0, ms.float32), name="beta2_power")
+    optimizer.moment1 = optimizer._parameters.clone(prefix="moment1", init="zeros")
+    optimizer.moment2 = optimizer._parameters.clone(prefix="moment2", init="zeros")
+
+
 class AdamW(nn.Optimizer):
     """Adam with decoupled weight decay and bias correction.
 
@@ -55,10 +63,7 @@ class AdamW(nn.Optimizer):
     def __init__(self, groups: list, rates: list, beta: tuple[float, float], eps: float) -> None:
         super().__init__(rates, groups)
         self.beta1, self.beta2, self.eps = (Tensor(value, ms.float32) for value in (*beta, eps))
-        self.beta1_power = Parameter(Tensor(1.0, ms.float32), name="beta1_power")
-        self.beta2_power = Parameter(Tensor(1.0, ms.float32), name="beta2_power")
-        self.moment1 = self._parameters.clone(prefix="moment1", init="zeros")
-        self.moment2 = self._parameters.clone(prefix="moment2", init="zeros")
+        _add_adam_moments(self)
         self.adam = ops.Adam()
 
     def construct(self, gradients: tuple) -> Tensor:
@@ -87,10 +92,7 @@ class Lamb(nn.Optimizer):
         super().__init__(rates, groups)
         self.beta1, self.beta2 = beta
         self.eps = eps
-        self.beta1_power = Parameter(Tensor(1.0, ms.float32), name="beta1_power")
-        self.beta2_power = Parameter(Tensor(1.0, ms.float32), name="beta2_power")
-        self.moment1 = self._parameters.clone(prefix="moment1", init="zeros")
-        self.moment2 = self._parameters.clone(prefix="moment2", init="zeros")
+        _add_adam_moments(self)
 
     def construct(self, gradients: tuple) -> Tensor:
         rates = self.get_lr() if self.is_group_lr else (self.get_lr(),) * len(self._parameters)
