@@ -16,7 +16,7 @@ from src.data.data_utils.modelarts import stage
 from src.errors import UserError
 from src.models import create_model
 from src.models.fold import fold_batch_norm
-from src.tools.cell import cast_amp
+from src.tools.cell import cast_amp, native_kernels
 from src.tools.distributed import sum_totals
 from src.tools.evaluate import evaluate
 from src.tools.get_misc import run
@@ -36,7 +36,8 @@ def main(argv: Optional[list[str]] = None) -> None:
     config, place = launch(config)
     log.setLevel(logging.INFO if place.is_first else logging.WARNING)
     config, _ = stage(config, writes=False)
-    network = create_model(config.arch, config.num_classes, flavour=config.flavour)
+    native = native_kernels(config).network
+    network = create_model(config.arch, config.num_classes, flavour=config.flavour, native=native)
     load_pretrained(network, config.pretrained, config.flavour)
     if config.device_target == "CPU":  # Ascend's and the GPU's compilers fold by themselves
         network = fold_batch_norm(network)

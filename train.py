@@ -14,8 +14,9 @@ from src.data import Batches, create_dataset
 from src.data.data_utils.modelarts import stage
 from src.errors import UserError
 from src.models import create_model
+from src.models.fold import fold_batch_norm, refold
 from src.tools.callback import Metrics, Progress
-from src.tools.cell import cast_amp
+from src.tools.cell import cast_amp, native_kernels
 from src.tools.checkpoint import Checkpoints, Saved, holding, read_saved
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.distributed import (
@@ -57,7 +58,8 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
     config, outbox = stage(config, writes=place.is_first)
 
     # 2. The network and what it starts from.
-    network = create_model(config.arch, config.num_classes, config.drop_path_rate, config.flavour)
+    native = native_kernels(config)
+    network = create_model(config.arch, config.num_classes, config.drop_path_rate, config.flavour, native.network)
     if config.pretrained:
         left_out = load_pretrained(network, config.pretrained, config.flavour, drop_head=True)
         log.info("weights: %s%s", config.pretrained, f", but not {', '.join(left_out)}" if left_out else "")
@@ -75,13 +77,16 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
     rates = learning_rates(config, updates)[config.start_epoch * updates :]
     step = TrainOneStep(
         NetworkWithLoss(network, SoftTargetCrossEntropy()),
-        create_optimizer(network, config, rates),
+        create_optimizer(network, config, rates, native.update),
         loss_scale=None if config.is_dynamic_loss_scale else config.loss_scale,
         clip_norm=config.clip_global_norm_value if config.clip_global_norm else None,
         accumulation=config.accumulation_step,
         ema_decay=config.ema_decay,
+        native=native.update,
     )
     step.set_train()
+    # What is validated: on the CPU a copy whose batch norm is part of the convolutions, which is faster.
+    judged = fold_batch_norm(network) if config.device_target == "CPU" and config.amp_level == "O0" else network
     if config.freeze == "backbone":  # its batch norm keeps its statistics, its drop path is off
         network.set_train(False)
 
@@ -142,7 +147,7 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
         scores = {}
         if last or (config.eval_every and epoch % config.eval_every == 0):
             try:
-                scores = validate(network, step, val, checkpoints, stop, place)
+                scores = validate(network, judged, step, val, checkpoints, stop, place)
             except Interrupted:
                 leave(stop.number, save(epoch, finished=False))
             log.info("epoch %d: val loss %.5f, top-1 %.5f, top-5 %.5f", epoch, *list(scores.values())[:3])
@@ -201,9 +206,18 @@ def find_saved(checkpoints: Checkpoints, config: Config) -> Optional[Saved]:
 
 
 def validate(
-    network: "nn.Cell", step: TrainOneStep, val: Batches, checkpoints: Checkpoints, stop: StopSignal, place: Place
+    network: "nn.Cell",
+    judged: "nn.Cell",
+    step: TrainOneStep,
+    val: Batches,
+    checkpoints: Checkpoints,
+    stop: StopSignal,
+    place: Place,
 ) -> dict[str, Any]:
-    """Scores on val/ for metrics.jsonl, of the weights and of the averaged ones where there are; keeps the best."""
+    """Scores on val/ for metrics.jsonl, of the weights and of the averaged ones where there are; keeps the best.
+
+    `judged`: the network itself, or a folded copy of it, which is brought up to date first.
+    """
     average_statistics(step, place)
     report = stop.check if place.world == 1 else None  # several ranks must leave together, so they finish val/ first
     scores = {}
@@ -211,7 +225,9 @@ def validate(
         if prefix and not values:
             continue
         with holding(network, values):
-            means = sum_totals(evaluate(network, val.epoch(), report), place).means()
+            if judged is not network:
+                refold(network, judged)
+            means = sum_totals(evaluate(judged, val.epoch(), report), place).means()
             scores.update({f"{prefix}val_loss": means["loss"], f"{prefix}top1": means["top1"]})
             scores.update({f"{prefix}top5": means["top5"]})
             if checkpoints.save_best(network, means["top1"]) and step.ema_decay:

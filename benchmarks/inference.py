@@ -21,6 +21,7 @@ from mindspore import Tensor
 from src.args import Config
 from src.models import create_model
 from src.models.fold import fold_batch_norm
+from src.tools.cell import native_kernels
 from src.tools.launch import launch
 
 
@@ -31,8 +32,8 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=12)
     arguments = parser.parse_args()
-    launch(Config(device_target="CPU"))
-    network = fold_batch_norm(create_model())
+    config, _ = launch(Config(device_target="CPU", amp_level="O0"))
+    network = fold_batch_norm(create_model(native=native_kernels(config).network))
     shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
 

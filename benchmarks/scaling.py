@@ -31,7 +31,7 @@ def measure(steps: int, flags: list[str]) -> dict[str, float]:
     from src.args import parse_args
     from src.data import create_dataset
     from src.models import create_model
-    from src.tools.cell import cast_amp
+    from src.tools.cell import cast_amp, native_kernels
     from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
     from src.tools.distributed import agree
     from src.tools.launch import launch
@@ -50,13 +50,15 @@ def measure(steps: int, flags: list[str]) -> dict[str, float]:
             return ops.addn([ops.sum(gradient) for gradient in self.reduce(gradients)])
 
     config, place = launch(parse_args(flags)[0])
-    network = cast_amp(
-        create_model(config.arch, config.num_classes, 0.0, config.flavour), config.amp_level, config.keep_bn_fp32
-    )
+    native = native_kernels(config)
+    network = create_model(config.arch, config.num_classes, 0.0, config.flavour, native.network)
+    cast_amp(network, config.amp_level, config.keep_bn_fp32)
     train = create_dataset(config, "train", place.rank, place.world)
-    optimizer = create_optimizer(network, config, learning_rates(config, train.steps))
     step = TrainOneStep(
-        NetworkWithLoss(network, SoftTargetCrossEntropy()), optimizer, clip_norm=config.clip_global_norm_value
+        NetworkWithLoss(network, SoftTargetCrossEntropy()),
+        create_optimizer(network, config, learning_rates(config, train.steps), native.update),
+        clip_norm=config.clip_global_norm_value,
+        native=native.update,
     )
     step.set_train()
 

@@ -20,6 +20,7 @@ from mindspore import Tensor
 
 from src.args import Config
 from src.models import create_model
+from src.tools.cell import native_kernels
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.launch import launch
 from src.tools.optimizer import create_optimizer
@@ -35,12 +36,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     arguments = parser.parse_args()
     config, _ = launch(Config(device_target="CPU", batch_size=arguments.batch_size, amp_level="O0"))
-    network = create_model(config.arch, config.num_classes)
+    native = native_kernels(config)
+    network = create_model(config.arch, config.num_classes, native=native.network)
     rates = learning_rates(config, updates_an_epoch=100)
     step = TrainOneStep(
         NetworkWithLoss(network, SoftTargetCrossEntropy()),
-        create_optimizer(network, config, rates),
+        create_optimizer(network, config, rates, native.update),
         clip_norm=config.clip_global_norm_value,
+        native=native.update,
     ).set_train()
     rng = np.random.default_rng(0)
     shape = (config.batch_size, 3, arguments.image_size, arguments.image_size)

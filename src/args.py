@@ -100,6 +100,9 @@ class Config(BaseModel):
     amp_level: Literal["O0", "O1", "O2", "O3"] = key(
         "O2", "float16: O0 nowhere, O1 convolutions, O2 all but the classifier, O3 all"
     )
+    cpu_kernels: Literal["native", "mindspore"] = key(
+        "native", "CPU: kernels of our own, compiled at the first start; at amp_level O0 for the network too"
+    )
     keep_bn_fp32: bool = key(True, "batch norm stays float32 at O2 and O3")
     is_dynamic_loss_scale: bool = key(True, "loss scale that follows overflows, from 4096")
     loss_scale: Annotated[float, Field(ge=1)] = key(1024.0, "fixed loss scale, where is_dynamic_loss_scale is False")

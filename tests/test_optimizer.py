@@ -6,6 +6,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 
 from src.args import Config
+from src.kernels.build import library
 from src.models import create_model
 from src.tools.optimizer import create_optimizer, takes_decay
 
@@ -48,35 +49,49 @@ def rmsprop(w, g, state, rate, decay, t):
     return w - m
 
 
+def update(optimizer: nn.Optimizer, gradients: list) -> None:
+    """An update as the training step makes it: the native one multiplies the gradients by a factor, here 1 / 8."""
+    if getattr(optimizer, "takes_factor", False):
+        optimizer(tuple(Tensor(gradient * 8) for gradient in gradients), Tensor(0.125, ms.float32))
+    else:
+        optimizer(tuple(map(Tensor, gradients)))
+
+
+needs_compiler = pytest.mark.skipif(library() is None, reason="there is no C++ compiler")
+NATIVE = [False, pytest.param(True, marks=needs_compiler)]
+
+
+@pytest.mark.parametrize("native", NATIVE)
 @pytest.mark.parametrize(
     ("name", "rule"),
     [("momentum", momentum), ("sgd", momentum), ("adamw", adamw), ("lamb", lamb), ("rmsprop", rmsprop)],
 )
-def test_four_updates_equal_the_formula(name, rule):
+def test_four_updates_equal_the_formula(name, rule, native):
     network = Two()
     config = Config(optimizer=name, weight_decay=DECAY, beta=BETA, eps=EPS, momentum=0.9, decay=0.9)
-    optimizer = create_optimizer(network, config, RATES)
+    optimizer = create_optimizer(network, config, RATES, native)
     weights = [p.asnumpy().astype(np.float64) for p in network.trainable_params()]
     states = [{}, {}]
     rng = np.random.default_rng(4)
     for t, rate in enumerate(RATES, 1):
         gradients = [rng.standard_normal(w.shape).astype(np.float32) for w in weights]
-        optimizer(tuple(Tensor(g) for g in gradients))
+        update(optimizer, gradients)
         for i, decay in enumerate((DECAY, 0.0)):
             weights[i] = rule(weights[i], gradients[i].astype(np.float64), states[i], float(rate), decay, t)
     for parameter, want in zip(network.trainable_params(), weights):
         np.testing.assert_allclose(parameter.asnumpy(), want, rtol=3e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("native", NATIVE)
 @pytest.mark.parametrize("name", ["momentum", "adamw", "lamb", "rmsprop"])
-def test_the_heads_rate_is_scaled_and_the_others_is_not(name):
+def test_the_heads_rate_is_scaled_and_the_others_is_not(name, native):
     def moved(scale: float) -> list[np.ndarray]:
         network = Two()
         network.weight.name, network.bias.name = "linear.weight", "conv.bias"
         before = [p.asnumpy().copy() for p in network.trainable_params()]
         config = Config(optimizer=name, head_lr_scale=scale, weight_decay=0.0)
-        optimizer = create_optimizer(network, config, RATES)
-        optimizer((Tensor(np.ones((4, 3), np.float32)), Tensor(np.ones(4, np.float32))))
+        optimizer = create_optimizer(network, config, RATES, native)
+        update(optimizer, [np.ones((4, 3), np.float32), np.ones(4, np.float32)])
         return [p.asnumpy() - old for p, old in zip(network.trainable_params(), before)]
 
     (head, other), (scaled_head, same) = moved(1.0), moved(3.0)
@@ -84,13 +99,13 @@ def test_the_heads_rate_is_scaled_and_the_others_is_not(name):
     np.testing.assert_allclose(same, other, rtol=1e-5)
 
 
-def test_plain_momentum_is_not_nesterovs():
+@pytest.mark.parametrize("native", NATIVE)
+def test_plain_momentum_is_not_nesterovs(native):
     network = Two()
     before = network.weight.asnumpy().copy()
-    optimizer = create_optimizer(network, Config(use_nesterov=False, weight_decay=0.0), RATES)
-    gradient = np.ones((4, 3), np.float32)
+    optimizer = create_optimizer(network, Config(use_nesterov=False, weight_decay=0.0), RATES, native)
     for _ in range(2):
-        optimizer((Tensor(gradient), Tensor(np.ones(4, np.float32))))
+        update(optimizer, [np.ones((4, 3), np.float32), np.ones(4, np.float32)])
     np.testing.assert_allclose(network.weight.asnumpy(), before - 0.1 - 0.05 * 1.9, rtol=1e-5)
 
 

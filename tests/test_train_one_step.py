@@ -9,6 +9,7 @@ from mindspore import Tensor, nn
 
 from src.args import Config
 from src.errors import TrainingStopped
+from src.kernels.build import library
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.optimizer import create_optimizer
 from src.trainers.train_one_step import MOST_STUCK, TrainOneStep
@@ -55,13 +56,28 @@ class Reference:
         self.updates += 1
 
 
+@pytest.fixture(params=["mindspore", "native"], autouse=True)
+def native(request) -> bool:
+    """Every test runs on MindSpore's operators and on the kernels for the CPU."""
+    if request.param == "native" and library() is None:
+        pytest.skip("there is no C++ compiler")
+    make.native = request.param == "native"
+    return make.native
+
+
 def make(clip=None, scale=None, accumulation=1, ema_decay=0.0):
     ms.set_seed(1)
     network = Linear()
     config = Config(weight_decay=0.01)
-    optimizer = create_optimizer(network, config, RATES)
+    optimizer = create_optimizer(network, config, RATES, make.native)
     step = TrainOneStep(
-        NetworkWithLoss(network, SoftTargetCrossEntropy()), optimizer, scale, clip, accumulation, ema_decay
+        NetworkWithLoss(network, SoftTargetCrossEntropy()),
+        optimizer,
+        scale,
+        clip,
+        accumulation,
+        ema_decay,
+        make.native,
     )
     return network, step.set_train(), Reference(network, config, clip)
 
@@ -179,8 +195,8 @@ def test_a_loss_that_is_not_finite_though_the_gradients_are_stops_the_run():
             return ms.ops.stop_gradient(Tensor(np.inf, ms.float32)) + logits.sum() * 0.001
 
     network = Linear()
-    optimizer = create_optimizer(network, Config(), RATES)
-    step = TrainOneStep(NetworkWithLoss(network, Infinite()), optimizer, None, None).set_train()
+    optimizer = create_optimizer(network, Config(), RATES, make.native)
+    step = TrainOneStep(NetworkWithLoss(network, Infinite()), optimizer, native=make.native).set_train()
     step(Tensor(images), Tensor(targets))
     with pytest.raises(TrainingStopped, match="the loss is not finite at update 1"):
         step.check_health(RATES)

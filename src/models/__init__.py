@@ -6,7 +6,13 @@ from src.models.architectures import ARCHITECTURES, FLAVOURS
 __all__ = ["ARCHITECTURES", "FLAVOURS", "create_model"]
 
 
-def create_model(arch: str = "DDRNet23", num_classes: int = 1000, drop_path_rate: float = 0.0, flavour: str = "zoo"):
+def create_model(
+    arch: str = "DDRNet23",
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.0,
+    flavour: str = "zoo",
+    native: bool = False,
+):
     """Build a classifier of the DDRNet family, initialised at random (He et al., fan-out).
 
     Args:
@@ -14,6 +20,7 @@ def create_model(arch: str = "DDRNet23", num_classes: int = 1000, drop_path_rate
         num_classes: how many logits.
         drop_path_rate: probability of dropping the deepest residual branch while training; 0 at the input's end.
         flavour: "zoo" as the checkpoint published on MindSpore Hub, "paper" as the authors' PyTorch weights.
+        native: build it of the kernels in `src.kernels`, for training and inference on the CPU in float32.
 
     Returns:
         An `nn.Cell` from float32 (N, 3, H, W), H and W at least 32, to logits (N, num_classes).
@@ -26,4 +33,8 @@ def create_model(arch: str = "DDRNet23", num_classes: int = 1000, drop_path_rate
     for key, value, known in (("arch", arch, ARCHITECTURES), ("flavour", flavour, FLAVOURS)):
         if value not in known:
             raise UserError(f"{key}: {value!r} is not one of {', '.join(known)}")
-    return DDRNet(ARCHITECTURES[arch], FLAVOURS[flavour], num_classes, drop_path_rate)
+    if native:
+        from src.models.channels_last import ChannelsLast as Layers
+    else:
+        from src.models.layers import Layers
+    return DDRNet(ARCHITECTURES[arch], FLAVOURS[flavour], num_classes, drop_path_rate, Layers)

@@ -9,33 +9,30 @@ weights are published, is data (`architectures.py`).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 from mindspore import Tensor, nn, ops
-from mindspore.common.initializer import HeNormal, Uniform
+from mindspore.common.initializer import Uniform
 
 from src.models.architectures import Architecture, Flavour
-
-BATCH_NORM_EPS = 1e-5
-BATCH_NORM_MOMENTUM = 0.9  # MindSpore's convention: the share of the old moving average that stays
+from src.models.layers import BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, Layers, convolution
 
 
-def conv_bn(cin: int, cout: int, kernel: int, stride: int, flavour: Flavour, bias: bool = False) -> list[nn.Cell]:
-    """A convolution and its batch norm: (N, cin, H, W) to (N, cout, ceil(H / stride), ceil(W / stride))."""
-    same = stride == 2 and flavour.same_padding
-    conv = nn.Conv2d(
-        cin,
-        cout,
-        kernel,
-        stride,
-        pad_mode="same" if same else "pad",
-        padding=0 if same else kernel // 2,
-        has_bias=bias or flavour.folded,
-        weight_init=HeNormal(mode="fan_out", nonlinearity="relu"),
-        bias_init="zeros",
-    )
-    norm = nn.Identity() if flavour.folded else nn.BatchNorm2d(cout, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
-    return [conv, norm]
+@dataclass(frozen=True)
+class Builder:
+    """Makes the layers of one network: of which set, in which flavour."""
+
+    layers: type[Layers]
+    flavour: Flavour
+
+    def conv_bn(self, cin: int, cout: int, kernel: int, stride: int, bias: bool = False) -> list[nn.Cell]:
+        """A convolution and its batch norm: (N, cin, H, W) to (N, cout, ceil(H / stride), ceil(W / stride))."""
+        same = stride == 2 and self.flavour.same_padding
+        conv = convolution(self.layers, cin, cout, kernel, stride, same, bias or self.flavour.folded)
+        if self.flavour.folded:
+            return [conv, nn.Identity()]
+        return [conv, self.layers.norm(cout, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)]
 
 
 class DropPath(nn.Cell):
@@ -72,7 +69,7 @@ class Residual(nn.Cell):
         stride: int,
         last_relu: bool,
         drop_path: DropPath,
-        flavour: Flavour,
+        build: Builder,
     ) -> None:
         super().__init__()
         cout = width * 2 if len(kernels) == 3 else width
@@ -80,12 +77,12 @@ class Residual(nn.Cell):
         strided = (len(kernels) - 1) // 2
         self.depth = len(kernels)
         for i, kernel in enumerate(kernels):
-            conv, bn = conv_bn(widths[i], widths[i + 1], kernel, stride if i == strided else 1, flavour)
+            conv, bn = build.conv_bn(widths[i], widths[i + 1], kernel, stride if i == strided else 1)
             setattr(self, f"conv{i + 1}", conv)
             setattr(self, f"bn{i + 1}", bn)
         self.has_projection = stride != 1 or cin != cout
         if self.has_projection:
-            self.downsample = nn.SequentialCell(conv_bn(cin, cout, 1, stride, flavour))
+            self.downsample = nn.SequentialCell(build.conv_bn(cin, cout, 1, stride))
         self.last_relu = last_relu
         self.drop_path = drop_path
         self.relu = nn.ReLU()
@@ -119,12 +116,20 @@ class DDRNet(nn.Cell):
         flavour: a value of `FLAVOURS`.
         num_classes: how many logits.
         drop_path_rate: the probability of dropping the deepest residual branch; it rises linearly with depth from 0.
+        layers: what it is built of.
     """
 
     def __init__(
-        self, architecture: Architecture, flavour: Flavour, num_classes: int = 1000, drop_path_rate: float = 0.0
+        self,
+        architecture: Architecture,
+        flavour: Flavour,
+        num_classes: int = 1000,
+        drop_path_rate: float = 0.0,
+        layers: type[Layers] = Layers,
     ) -> None:
         super().__init__()
+        self.layers = layers
+        build = self._build = Builder(layers, flavour)
         self.architecture, self.flavour, self.num_classes = architecture, flavour, num_classes
         planes, high = architecture.planes, architecture.planes * 2
         first, second, third, fourth = architecture.depths
@@ -135,9 +140,9 @@ class DDRNet(nn.Cell):
         self.num_drop_paths = 0
 
         self.conv1 = nn.SequentialCell(
-            conv_bn(3, planes, 3, 2, flavour, bias=flavour.stem_bias)
+            build.conv_bn(3, planes, 3, 2, bias=flavour.stem_bias)
             + [nn.ReLU()]
-            + conv_bn(planes, planes, 3, 2, flavour, bias=flavour.stem_bias)
+            + build.conv_bn(planes, planes, 3, 2, bias=flavour.stem_bias)
             + [nn.ReLU()]
         )
         depth = 0
@@ -156,7 +161,7 @@ class DDRNet(nn.Cell):
                 self._stage(cin, cout, low_depths[2 + i], 2 if i == 0 or name == "4" else 1, depth),
             )
             setattr(self, f"layer{name}_", self._stage(high, high, architecture.high_depths[i], 1, depth))
-            setattr(self, f"compression{name}", nn.SequentialCell(conv_bn(cout, high, 1, 1, flavour)))
+            setattr(self, f"compression{name}", nn.SequentialCell(build.conv_bn(cout, high, 1, 1)))
             setattr(self, f"down{name}", self._down(high, *[planes * 4, planes * 8][: 2 if name == "4" else 1]))
             exchanges.append(
                 tuple(getattr(self, part + name) for part in ("layer", "compression", "down"))
@@ -164,12 +169,12 @@ class DDRNet(nn.Cell):
             )
             depth += low_depths[2 + i]
         self.exchanges = tuple(exchanges)
-        self.upsample = ops.ResizeBilinearV2(align_corners=False, half_pixel_centers=flavour.half_pixel_centers)
+        self.upsample = layers.upsample(flavour.half_pixel_centers)
 
         self.layer5_ = self._bottleneck(high, high, depth)
         self.down5 = self._down(high * 2, planes * 8, planes * 16)
         self.layer5 = self._bottleneck(planes * 8, planes * 8, depth)
-        self.last_layer = nn.SequentialCell(conv_bn(planes * 16, architecture.head_planes, 1, 1, flavour) + [nn.ReLU()])
+        self.last_layer = nn.SequentialCell(build.conv_bn(planes * 16, architecture.head_planes, 1, 1) + [nn.ReLU()])
         bound = architecture.head_planes**-0.5
         self.linear = nn.Dense(architecture.head_planes, num_classes, weight_init=Uniform(bound), bias_init="zeros")
         self.relu = nn.ReLU()
@@ -189,33 +194,33 @@ class DDRNet(nn.Cell):
                     stride if i == 0 else 1,
                     i == 0 or i < count - 1,
                     self._drop_path(depth + i),
-                    self.flavour,
+                    self._build,
                 )
                 for i in range(count)
             ]
         )
 
     def _bottleneck(self, cin: int, width: int, depth: int) -> Stage:
-        return Stage([Residual(cin, width, (1, 3, 1), 1, True, self._drop_path(depth), self.flavour)])
+        return Stage([Residual(cin, width, (1, 3, 1), 1, True, self._drop_path(depth), self._build)])
 
     def _down(self, cin: int, *widths: int) -> nn.SequentialCell:
         cells = []
         for width in widths:
-            cells += conv_bn(cin, width, 3, 2, self.flavour) + [nn.ReLU()]
+            cells += self._build.conv_bn(cin, width, 3, 2) + [nn.ReLU()]
             cin = width
         return nn.SequentialCell(cells[:-1])
 
     def construct(self, x: Tensor, uniforms: Optional[Tensor] = None) -> Tensor:
         """uniforms: None, or (N, num_drop_paths) numbers in [0, 1) that decide which residual branches are dropped."""
-        x = self.layer1(self.conv1(x), uniforms)
+        x = self.layer1(self.conv1(self.layers.enter(x)), uniforms)
         x = self.layer2(self.relu(x), uniforms)
         high = x
         for low_stage, compression, down, high_stage in self.exchanges:
             low = low_stage(self.relu(x), uniforms)
             high = high_stage(self.relu(high), uniforms)
             x = low + down(self.relu(high))
-            high = high + self.upsample(compression(self.relu(low)), high.shape[2:])
+            high = high + self.upsample(compression(self.relu(low)), high)
         high = self.layer5_(self.relu(high), uniforms)
         x = self.layer5(self.relu(x), uniforms) + self.down5(self.relu(high))
         x = self.last_layer(self.relu(x))
-        return self.linear(ops.mean(x, (2, 3)))
+        return self.linear(ops.mean(x, self.layers.spatial_axes))

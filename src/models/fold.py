@@ -14,7 +14,9 @@ from src.models.ddrnet import DDRNet
 
 def fold_batch_norm(network: DDRNet) -> DDRNet:
     """A copy of a network for inference that computes the same logits faster. The original is untouched."""
-    folded = DDRNet(network.architecture, replace(network.flavour, folded=True), network.num_classes)
+    folded = DDRNet(
+        network.architecture, replace(network.flavour, folded=True), network.num_classes, layers=network.layers
+    )
     refold(network, folded)
     return folded.set_train(False)
 

@@ -1,9 +1,13 @@
-"""Mixed precision: which cells of a network compute in float16. Parameters stay float32 at every level."""
+"""How a network's cells compute: in which precision, and in whose kernels. Parameters are float32 in every case."""
 
 import logging
+from dataclasses import dataclass
 
 import mindspore as ms
 from mindspore import nn
+
+from src.args import Config
+from src.kernels.build import library
 
 _log = logging.getLogger(__name__)
 
@@ -32,3 +36,17 @@ def cast_amp(network: nn.Cell, amp_level: str, keep_bn_fp32: bool) -> nn.Cell:
     for cell in full:
         cell.to_float(ms.float32)
     return network
+
+
+@dataclass(frozen=True)
+class Native:
+    """Which parts of a run use the kernels in `src.kernels`: the network, and the update of its weights."""
+
+    network: bool
+    update: bool
+
+
+def native_kernels(config: Config) -> Native:
+    """Where the CPU's own kernels serve: they compute in float32, and must have been compiled."""
+    update = config.device_target == "CPU" and config.cpu_kernels == "native" and library() is not None
+    return Native(network=update and config.amp_level == "O0", update=update)

@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.args import Config
+from src.kernels.operators import momentum_update
 
 
 class Momentum(nn.Optimizer):
@@ -42,6 +43,37 @@ class Momentum(nn.Optimizer):
             self.rules, self._parameters, gradients, self.moments, self.started, rates
         ):
             done = ops.depend(done, rule(weight, gradient, rate, moment, self.momentum, started))
+        return done
+
+
+class NativeMomentum(nn.Optimizer):
+    """`Momentum` on the CPU in one pass over the memory, with the gradients' factor in it too."""
+
+    takes_factor = True
+
+    def __init__(self, groups: list, rates: list, momentum: float, nesterov: bool) -> None:
+        super().__init__(rates, groups)
+        self.moments = self._parameters.clone(prefix="moments", init="zeros")
+        self.exec_weight_decay = False
+        self.places, self.rules, self.updates = [], [], []
+        for group in groups[:-1]:  # what shares rate and decay is one operator
+            places = [i for i, p in enumerate(self._parameters) if any(p is member for member in group["params"])]
+            self.places.append(tuple(places))
+            self.rules.append(Tensor(np.array([momentum, group["weight_decay"], nesterov], np.float32)))
+            self.updates.append(momentum_update(len(places)))
+
+    def construct(self, gradients: tuple, factor: Tensor) -> Tensor:
+        """`factor`: a scalar that multiplies the gradients first."""
+        rates = self.get_lr() if self.is_group_lr else (self.get_lr(),) * len(self._parameters)
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        done = Tensor(True)
+        for places, rule, update in zip(self.places, self.rules, self.updates):
+            weights, moments, parts = (), (), ()
+            for place in places:
+                weights = (*weights, self._parameters[place])
+                moments = (*moments, self.moments[place])
+                parts = (*parts, gradients[place])
+            done = ops.depend(done, update(rates[places[0]], factor, rule, *weights, *moments, *parts))
         return done
 
 
@@ -133,13 +165,14 @@ def freeze_backbone(network: nn.Cell) -> None:
         parameter.requires_grad = is_head(parameter)
 
 
-def create_optimizer(network: nn.Cell, config: Config, rates: np.ndarray) -> nn.Optimizer:
+def create_optimizer(network: nn.Cell, config: Config, rates: np.ndarray, native: bool = False) -> nn.Optimizer:
     """The configured optimizer over the network's trainable parameters, in their order.
 
     Args:
         network: whose `trainable_params()` are updated.
         config: reads optimizer, its numbers, weight_decay and head_lr_scale.
         rates: float32 (updates,), the learning rate of each update.
+        native: use the kernels in `src.kernels` where there is one for the rule.
     """
     parameters = network.trainable_params()
     groups = []
@@ -153,7 +186,8 @@ def create_optimizer(network: nn.Cell, config: Config, rates: np.ndarray) -> nn.
     groups.append({"order_params": parameters})
     rates = rates.tolist()
     if config.optimizer in ("momentum", "sgd"):  # two names of one rule
-        return Momentum(groups, rates, config.momentum, config.use_nesterov)
+        rule = NativeMomentum if native else Momentum
+        return rule(groups, rates, config.momentum, config.use_nesterov)
     if config.optimizer == "adamw":
         return AdamW(groups, rates, config.beta, config.eps)
     if config.optimizer == "lamb":

@@ -8,6 +8,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.parallel._utils import _get_device_num, _get_gradients_mean
 
 from src.errors import TrainingStopped
+from src.kernels.operators import average_update, sum_of_squares
 
 INITIAL_SCALE = 4096.0
 SCALE_FACTOR = 2.0
@@ -54,6 +55,7 @@ class TrainOneStep(nn.Cell):
         clip_norm: global norm that gradients are clipped to (Pascanu et al., arXiv 1211.5063, section 3.2); None: off.
         accumulation: batches whose gradients are averaged into one update.
         ema_decay: share of the averaged weights that stays at an update; 0: none are kept.
+        native: use the kernels in `src.kernels` for the passes over all weights.
 
     Attributes:
         loss_sum, losses, overflows: sums since the host last took them, so that they are known where data sinks and
@@ -70,6 +72,7 @@ class TrainOneStep(nn.Cell):
         clip_norm: Optional[float] = None,
         accumulation: int = 1,
         ema_decay: float = 0.0,
+        native: bool = False,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
@@ -97,8 +100,15 @@ class TrainOneStep(nn.Cell):
         if self.distributed:
             self.reduce = nn.DistributedGradReducer(self.weights, _get_gradients_mean(), _get_device_num())
         self.differentiate = ops.value_and_grad(self._scaled_loss, None, self.weights, has_aux=True)
+        self.native = native
+        self.takes_factor = getattr(optimizer, "takes_factor", False)
         self.l2_loss = ops.L2Loss()
         self.hyper_map = ops.HyperMap()
+        if native:
+            self.sum_of_squares = sum_of_squares()
+            if ema_decay:
+                self.average_update = average_update(len(self.values))
+                self.decay = Tensor(ema_decay, ms.float32)
 
     def construct(self, *batch: Tensor) -> Tensor:
         """A batch, as the network takes it, to its loss (float32 scalar, not scaled)."""
@@ -163,15 +173,17 @@ class TrainOneStep(nn.Cell):
     def _update(self, gradients: tuple) -> Tensor:
         if self.distributed:
             gradients = self.reduce(gradients)
-        halves = self.hyper_map(self.l2_loss, gradients)
-        norm = ops.sqrt(2.0 * ops.addn(halves))
+        norm = self._norm(gradients)
         finite = ops.isfinite(norm)
         unscale = 1.0 / (self.loss_scale.value * self.accumulation)
         if self.clip_norm is not None:
             unscale = unscale * ops.minimum(self.clip_norm / (norm * unscale + 1e-6), ops.ones_like(norm))
         if finite:
-            gradients = self.hyper_map(ops.partial(ops.mul, unscale), gradients)
-            finite = ops.depend(finite, self.optimizer(gradients))
+            if self.takes_factor:
+                updated = self.optimizer(gradients, unscale)
+            else:
+                updated = self.optimizer(self.hyper_map(ops.partial(ops.mul, unscale), gradients))
+            finite = ops.depend(finite, updated)
             if self.ema_decay:
                 finite = ops.depend(finite, self._take_average(finite))
         overflow = ops.cast(ops.logical_not(finite), ms.int32)
@@ -183,8 +195,18 @@ class TrainOneStep(nn.Cell):
         self.stuck = (self.stuck + 1) * overflow * at_floor
         return ops.depend(self.loss_scale(finite), self.stuck)
 
+    def _norm(self, gradients: tuple) -> Tensor:
+        """The global norm of gradients, a scalar."""
+        if self.native:
+            return ops.sqrt(self.sum_of_squares(*gradients).reshape(()))
+        return ops.sqrt(2.0 * ops.addn(self.hyper_map(self.l2_loss, gradients)))
+
     def _take_average(self, updated: Tensor) -> Tensor:
         self.averaged_updates = ops.depend(self.averaged_updates, updated) + 1
+        if self.native:
+            return ops.depend(
+                updated, self.average_update(ops.depend(self.decay, updated), *self.average, *self.values)
+            )
         for average, value in zip(self.average, self.values):
             moved = average * self.ema_decay + ops.depend(value, updated) * (1.0 - self.ema_decay)
             updated = ops.depend(updated, ops.assign(average, moved))

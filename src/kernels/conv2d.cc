@@ -1,0 +1,370 @@
+// Convolution and its two gradients, each as one matrix product whose rows are gathered by pointers.
+//
+// A row of the product is a pixel of the output, a column an output channel. What a row reads is, tap by tap, the
+// channels of one input pixel, which lie together in memory: no image is copied or padded. Weights are packed into
+// panels of kBlock columns first.
+
+#include "kernels.h"
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <tuple>
+
+namespace ddrnet {
+namespace {
+
+enum Slots { kPanels, kZeros, kTransposed, kProduct, kThreads };
+
+struct Geometry {
+  int64_t images, height, width, in, out_height, out_width, out, kernel, stride, top, left;
+  int64_t taps() const { return kernel * kernel; }
+};
+
+// MindSpore's "same" puts the odd row and column of padding at the bottom and right (as TensorFlow does); the
+// symmetrical padding is kernel / 2 on every side.
+int64_t PaddingBefore(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, bool same) {
+  if (!same) return kernel / 2;
+  return std::max<int64_t>((out_size - 1) * stride + kernel - size, 0) / 2;
+}
+
+template <int stride, bool same>
+Geometry GeometryOf(const Tensors& t, int x, int weight, int y) {
+  Geometry g{t.Dim(x, 0), t.Dim(x, 1), t.Dim(x, 2), t.Dim(x, 3), t.Dim(y, 1), t.Dim(y, 2), t.Dim(y, 3),
+             t.Dim(weight, 2), stride, 0, 0};
+  g.top = PaddingBefore(g.height, g.out_height, g.kernel, stride, same);
+  g.left = PaddingBefore(g.width, g.out_width, g.kernel, stride, same);
+  return g;
+}
+
+// Where the rows of a product lie: for each pixel of one image the offset of its output, and for each tap the offset of
+// what it reads there; -1: outside, which reads as zero.
+struct Gather {
+  std::vector<int64_t> taps;  // which taps of the kernel take part
+  std::vector<int32_t> out, in;
+};
+
+// y = weight * x.
+std::vector<Gather> ForwardGathers(const Geometry& g) {
+  Gather gather;
+  for (int64_t t = 0; t < g.taps(); ++t) gather.taps.push_back(t);
+  for (int64_t h = 0; h < g.out_height; ++h) {
+    for (int64_t w = 0; w < g.out_width; ++w) {
+      gather.out.push_back(static_cast<int32_t>((h * g.out_width + w) * g.out));
+      for (int64_t t : gather.taps) {
+        const int64_t row = h * g.stride - g.top + t / g.kernel, column = w * g.stride - g.left + t % g.kernel;
+        const bool inside = row >= 0 && row < g.height && column >= 0 && column < g.width;
+        gather.in.push_back(inside ? static_cast<int32_t>((row * g.width + column) * g.in) : -1);
+      }
+    }
+  }
+  return {gather};
+}
+
+// dx = weight transposed * dy. A pixel of x meets only the taps of its own residue modulo the stride: one gather each.
+std::vector<Gather> InputGradientGathers(const Geometry& g) {
+  std::vector<Gather> gathers;
+  for (int64_t residue = 0; residue < g.stride * g.stride; ++residue) {
+    const int64_t down = residue / g.stride, right = residue % g.stride;
+    Gather gather;
+    for (int64_t t = 0; t < g.taps(); ++t) {
+      if (t / g.kernel % g.stride == down && t % g.kernel % g.stride == right) gather.taps.push_back(t);
+    }
+    for (int64_t h = 0; h < g.height; ++h) {
+      if ((h + g.top) % g.stride != down) continue;
+      for (int64_t w = 0; w < g.width; ++w) {
+        if ((w + g.left) % g.stride != right) continue;
+        gather.out.push_back(static_cast<int32_t>((h * g.width + w) * g.in));
+        for (int64_t t : gather.taps) {
+          const int64_t row = h + g.top - t / g.kernel, column = w + g.left - t % g.kernel;
+          const int64_t y = row / g.stride, x = column / g.stride;
+          const bool inside = row >= 0 && y < g.out_height && column >= 0 && x < g.out_width;
+          gather.in.push_back(inside ? static_cast<int32_t>((y * g.out_width + x) * g.out) : -1);
+        }
+      }
+    }
+    if (!gather.out.empty()) gathers.push_back(std::move(gather));
+  }
+  return gathers;
+}
+
+using Gathers = std::vector<Gather>;
+
+// Gathers follow from the shapes, of which a network has a few dozen; they are made once.
+const Gathers& Cached(const Geometry& g, bool forward) {
+  using Key = std::tuple<bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+  static auto* cache = new std::map<Key, Gathers>;
+  const Key key(forward, g.height, g.width, g.in, g.out, g.kernel, g.stride, g.top * 64 + g.left);
+  auto found = cache->find(key);
+  if (found == cache->end()) {
+    found = cache->emplace(key, forward ? ForwardGathers(g) : InputGradientGathers(g)).first;
+  }
+  return found->second;
+}
+
+const float* Zeros(int64_t floats) {
+  float* zeros = Scratch(kZeros, floats);
+  std::memset(zeros, 0, floats * sizeof(float));
+  return zeros;
+}
+
+struct Panels {
+  const float* memory;
+  int64_t taps, depth, columns;
+  int64_t blocks() const { return DivideUp(columns, kBlock); }
+  int64_t width(int64_t block) const { return VectorsOf(columns, block) * kLanes; }
+  const float* operator[](int64_t block) const { return memory + block * taps * depth * kBlock; }
+};
+
+// A vector of which `count` floats are there to read, zero beyond.
+Vec Load(const float* from, int64_t count) {
+  if (count >= kLanes) return *reinterpret_cast<const VecU*>(from);
+  Vec vector = {};
+  for (int64_t i = 0; i < count; ++i) vector[i] = from[i];
+  return vector;
+}
+
+// Weights (out, in, taps) to panels [block of out][tap][in][out in the block], or with `transposed` to
+// [block of in][tap][out][in in the block]; of the taps that are listed.
+constexpr int64_t kSlice = 16;  // of the depth, so that what is written at a time stays in the first cache
+Panels Pack(const Geometry& g, const float* weight, const std::vector<int64_t>& taps, bool transposed) {
+  const int64_t depth = transposed ? g.out : g.in, columns = transposed ? g.in : g.out;
+  const int64_t count = static_cast<int64_t>(taps.size()), all = g.taps();
+  float* memory = Scratch(kPanels, DivideUp(columns, kBlock) * kBlock * depth * std::max<int64_t>(count, 1));
+  const Panels panels{memory, count, depth, columns};
+  const int64_t slices = DivideUp(depth, kSlice);
+  const int64_t over_column = transposed ? all : g.in * all, over_depth = transposed ? g.in * all : all;
+  Parallel(panels.blocks() * slices, [&](int64_t job) {
+    const int64_t block = job / slices, first = job % slices * kSlice, last = std::min(first + kSlice, depth);
+    const int64_t width = panels.width(block), real = std::min<int64_t>(kBlock, columns - block * kBlock);
+    float* panel = memory + block * count * depth * kBlock;
+    const float* source = weight + block * kBlock * over_column;
+    if (transposed) {
+      for (int64_t k = first; k < last; ++k) {
+        for (int64_t t = 0; t < count; ++t) {
+          float* to = panel + (t * depth + k) * width;
+          const float* from = source + k * over_depth + taps[t];
+          for (int64_t j = 0; j < real; ++j) to[j] = from[j * over_column];
+          for (int64_t j = real; j < width; ++j) to[j] = 0;
+        }
+      }
+    } else {  // all taps: rows of weights become columns of the panel
+      int64_t place[kSlice * 9];
+      const int64_t run = (last - first) * all;
+      for (int64_t i = 0; i < run; ++i) place[i] = (i % all * depth + first + i / all) * width;
+      for (int64_t j = 0; j < width; j += kLanes) {
+        const float* from = source + j * over_column + first * all;
+        for (int64_t i = 0; i < run; i += kLanes) {
+          Vec square[kLanes];
+          for (int64_t lane = 0; lane < kLanes; ++lane) {
+            square[lane] = Load(from + lane * over_column + i, j + lane < real ? run - i : 0);
+          }
+          Transpose(square);
+          for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, run - i); ++lane) {
+            *reinterpret_cast<Vec*>(panel + place[i + lane] + j) = square[lane];
+          }
+        }
+      }
+    }
+  });
+  return panels;
+}
+
+// The rows that `gather` lists for every image, times the panels: from `in` to `out`, whose pixels are
+// `panels.columns` floats.
+void Multiply(const Gather& gather, int64_t images, const float* in, int64_t image_in, const Panels& panels, float* out,
+              int64_t image_out, const float* bias) {
+  const int64_t pixels = static_cast<int64_t>(gather.out.size()), taps = panels.taps;
+  const int64_t rows = pixels * images, blocks = panels.blocks();
+  const float* zeros = Zeros(panels.depth);
+  // A job is a chunk of rows, and where there are few of them a part of the columns: enough for all threads.
+  constexpr int64_t kChunk = 8 * kMostRows;
+  const int64_t chunks = DivideUp(rows, kChunk), parts = std::min(blocks, DivideUp(8 * Threads(), chunks));
+  Parallel(chunks * parts, [&](int64_t job) {
+    const int64_t first = job / parts * kChunk, count = std::min(kChunk, rows - first), part = job % parts;
+    // Where each row of the chunk writes, and what each tile's taps read. The rows that fill up the last tile read what
+    // the last real one does, and write aside, as do columns that fill up the last vector.
+    static thread_local std::vector<const float*> from;
+    float* place[kChunk];
+    float spare[kMostRows * kBlock], padded_bias[kBlock] = {};
+    int filled = 0;
+    for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
+      const int vectors = VectorsOf(panels.columns, block), m = RowsOf(vectors);
+      const int64_t real = std::min<int64_t>(kBlock, panels.columns - block * kBlock);
+      const bool whole = real == vectors * kLanes;
+      if (bias) std::copy_n(bias + block * kBlock, real, padded_bias);
+      if (m != filled) {  // the pointers serve all blocks of one width
+        filled = m;
+        from.resize(DivideUp(count, m) * m * taps);
+        int64_t image = first / pixels, pixel = first % pixels;
+        for (int64_t row = 0; row < DivideUp(count, m) * m; ++row) {
+          const float* base = in + image * image_in;
+          const int32_t* offset = gather.in.data() + pixel * taps;
+          const float** to = from.data() + row / m * m * taps + row % m;
+          for (int64_t t = 0; t < taps; ++t) to[t * m] = offset[t] < 0 ? zeros : base + offset[t];
+          if (row < count) place[row] = out + image * image_out + gather.out[pixel];
+          if (row < count - 1 && ++pixel == pixels) pixel = 0, ++image;
+        }
+      }
+      for (int64_t row = 0; row < count; row += m) {
+        float* to[kMostRows];
+        for (int i = 0; i < m; ++i) {
+          to[i] = whole && row + i < count ? place[row + i] + block * kBlock : spare + i * kBlock;
+        }
+        Tile(vectors, from.data() + row * taps, taps, panels.depth, panels[block], to,
+             bias ? Start::kBias : Start::kZero, padded_bias);
+        for (int i = 0; !whole && i < m && row + i < count; ++i) {
+          std::copy_n(spare + i * kBlock, real, place[row + i] + block * kBlock);
+        }
+      }
+    }
+  });
+}
+
+void Forward(const Geometry& g, const float* x, const float* weight, const float* bias, float* y) {
+  for (const Gather& gather : Cached(g, true)) {
+    const Panels panels = Pack(g, weight, gather.taps, false);
+    Multiply(gather, g.images, x, g.height * g.width * g.in, panels, y, g.out_height * g.out_width * g.out, bias);
+  }
+}
+
+void InputGradient(const Geometry& g, const float* dy, const float* weight, float* dx) {
+  for (const Gather& gather : Cached(g, false)) {
+    const Panels panels = Pack(g, weight, gather.taps, true);
+    Multiply(gather, g.images, dy, g.out_height * g.out_width * g.out, panels, dx, g.height * g.width * g.in, nullptr);
+  }
+}
+
+// Copies `count` floats, a handful of vectors.
+void Copy(const float* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    *reinterpret_cast<VecU*>(to + i) = *reinterpret_cast<const VecU*>(from + i);
+  }
+  for (; i < count; ++i) to[i] = from[i];
+}
+
+// What the taps of the columns [column, column + real) read for the pixels [first, first + count), as a panel of
+// count x width.
+void GatherPanel(const Geometry& g, const Gather& gather, const float* x, const float* zeros, int64_t column,
+                 int64_t real, int64_t width, int64_t first, int64_t count, float* panel) {
+  const int64_t pixels = g.out_height * g.out_width, taps = g.taps(), image_in = g.height * g.width * g.in;
+  int64_t image = first / pixels, pixel = first % pixels;
+  for (int64_t p = 0; p < count; ++p, panel += width) {
+    const float* base = x + image * image_in;
+    const int32_t* offsets = gather.in.data() + pixel * taps;
+    int64_t tap = column / g.in, channel = column % g.in;
+    for (int64_t done = 0; done < real; ++tap, channel = 0) {
+      const int64_t run = std::min(g.in - channel, real - done);
+      Copy((offsets[tap] < 0 ? zeros : base + offsets[tap]) + channel, run, panel + done);
+      done += run;
+    }
+    for (int64_t j = real; j < width; ++j) panel[j] = 0;
+    if (++pixel == pixels) pixel = 0, ++image;
+  }
+}
+
+// dweight = dy transposed * what the taps read of x. Rows are output channels, columns (tap, input channel), and the
+// sum runs over pixels, in chunks that stay in the second cache. It is kept in `groups` parts, so that there is work
+// for all threads, which are added up in the end; how many follows from the shapes, so the result does not depend on
+// threads.
+void WeightGradient(const Geometry& g, const float* x, const float* dy, float* dweight) {
+  constexpr int64_t kChunk = 32 * kLanes, kMostGroups = 16, kJobs = 64;
+  constexpr int64_t kStride = kChunk + kLanes;  // no power of two, so that rows do not compete for one cache set
+  const Gather& gather = Cached(g, true)[0];
+  const int64_t rows = g.out_height * g.out_width * g.images, taps = g.taps(), columns = taps * g.in;
+  const int64_t blocks = DivideUp(columns, kBlock), size = g.out * columns;
+  const int64_t groups = std::clamp<int64_t>(std::min(kJobs / blocks, rows / kChunk), 1, kMostGroups);
+  const int64_t meeting = kChunk * groups;  // pixels between two meetings of the threads
+  const float* zeros = Zeros(std::max(g.in, kChunk));
+  float* transposed = Scratch(kTransposed, g.out * groups * kStride);
+  float* products = Scratch(kProduct, groups * size);
+
+  for (int64_t begin = 0; begin < rows; begin += meeting) {
+    const int64_t end = std::min(begin + meeting, rows), chunks = DivideUp(end - begin, kChunk);
+    constexpr int64_t kSlice = 8 * kLanes;
+    Parallel(chunks * (kChunk / kSlice), [&](int64_t job) {  // dy of these pixels as [chunk][out][pixel]
+      const int64_t c = job / (kChunk / kSlice), slice = job % (kChunk / kSlice) * kSlice;
+      const int64_t first = begin + c * kChunk, count = std::min(kChunk, end - first);
+      for (int64_t o = 0; o < g.out; o += kLanes) {
+        for (int64_t p = slice; p < std::min(slice + kSlice, count); p += kLanes) {
+          Vec square[kLanes];
+          for (int64_t lane = 0; lane < kLanes; ++lane) {
+            square[lane] = Load(dy + (first + p + lane) * g.out + o, p + lane < count ? g.out - o : 0);
+          }
+          Transpose(square);
+          for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, g.out - o); ++lane) {
+            *reinterpret_cast<Vec*>(transposed + (c * g.out + o + lane) * kStride + p) = square[lane];
+          }
+        }
+      }
+    });
+    Parallel(blocks * chunks, [&](int64_t job) {
+      const int64_t block = job % blocks, c = job / blocks;  // chunk c is group c's
+      const int vectors = VectorsOf(columns, block), m = RowsOf(vectors);
+      const int64_t width = vectors * kLanes, real = std::min<int64_t>(kBlock, columns - block * kBlock);
+      const int64_t first = begin + c * kChunk, count = std::min(kChunk, end - first);
+      float* panel = ThreadScratch(kChunk * kBlock);
+      float spare[kMostRows * kBlock] = {};
+      GatherPanel(g, gather, x, zeros, block * kBlock, real, width, first, count, panel);
+      const float* chunk = transposed + c * g.out * kStride;
+      float* product = products + c * size + block * kBlock;
+      for (int64_t o = 0; o < g.out; o += m) {
+        const float* from[kMostRows];
+        float* to[kMostRows];
+        for (int i = 0; i < m; ++i) {
+          const bool inside = o + i < g.out;
+          from[i] = inside ? chunk + (o + i) * kStride : zeros;
+          to[i] = inside && real == width ? product + (o + i) * columns : spare + i * kBlock;
+          if (inside && real != width) std::copy_n(product + (o + i) * columns, real, to[i]);
+        }
+        Tile(vectors, from, 1, count, panel, to, begin == 0 ? Start::kZero : Start::kOutput);
+        for (int i = 0; real != width && i < m && o + i < g.out; ++i) {
+          std::copy_n(to[i], real, product + (o + i) * columns);
+        }
+      }
+    });
+  }
+  Parallel(g.out, [&](int64_t o) {  // (group, out, tap, in) to (out, in, tap)
+    float* to = dweight + o * columns;
+    for (int64_t group = 0; group < groups; ++group) {
+      const float* from = products + group * size + o * columns;
+      for (int64_t t = 0; t < taps; ++t) {
+        for (int64_t i = 0; i < g.in; ++i) to[i * taps + t] = (group ? to[i * taps + t] : 0) + from[t * g.in + i];
+      }
+    }
+  });
+}
+
+template <int stride, bool same>
+void ForwardOperator(const Tensors& t) {
+  Forward(GeometryOf<stride, same>(t, 0, 1, 2), t.In(0), t.In(1), nullptr, t.Out(2));
+}
+
+template <int stride, bool same>
+void BiasOperator(const Tensors& t) {
+  Forward(GeometryOf<stride, same>(t, 0, 1, 3), t.In(0), t.In(1), t.In(2), t.Out(3));
+}
+
+template <int stride, bool same>
+void InputGradientOperator(const Tensors& t) {  // dy, weight, x (for its shape alone) to dx
+  InputGradient(GeometryOf<stride, same>(t, 2, 1, 0), t.In(0), t.In(1), t.Out(3));
+}
+
+template <int stride, bool same>
+void WeightGradientOperator(const Tensors& t) {  // x, dy, weight (for its shape alone) to dweight
+  WeightGradient(GeometryOf<stride, same>(t, 0, 2, 1), t.In(0), t.In(1), t.Out(3));
+}
+
+}  // namespace
+}  // namespace ddrnet
+
+#define DDRNET_CONVOLUTION(suffix, stride, same)                                                      \
+  DDRNET_OPERATOR(conv2d_##suffix, (ddrnet::ForwardOperator<stride, same>))                           \
+  DDRNET_OPERATOR(conv2d_bias_##suffix, (ddrnet::BiasOperator<stride, same>))                         \
+  DDRNET_OPERATOR(conv2d_input_gradient_##suffix, (ddrnet::InputGradientOperator<stride, same>))      \
+  DDRNET_OPERATOR(conv2d_weight_gradient_##suffix, (ddrnet::WeightGradientOperator<stride, same>))
+
+DDRNET_CONVOLUTION(1, 1, false)
+DDRNET_CONVOLUTION(2, 2, false)
+DDRNET_CONVOLUTION(2_same, 2, true)

@@ -1,0 +1,183 @@
+#include "kernels.h"
+
+#include <sched.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <thread>
+
+namespace ddrnet {
+namespace {
+
+template <int vectors>
+void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* const* out, Start start,
+            const float* bias) {
+  constexpr int m = RowsOf(vectors);
+  Vec sum[m][vectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < m; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) sum[i][v] = Vec{};
+  }
+  if (start != Start::kZero) {
+#pragma GCC unroll 16
+    for (int i = 0; i < m; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) {
+        sum[i][v] = *reinterpret_cast<const VecU*>((start == Start::kBias ? bias : out[i]) + v * kLanes);
+      }
+    }
+  }
+  for (int64_t t = 0; t < taps; ++t, rows += m) {
+    const float* row[m];
+    for (int i = 0; i < m; ++i) row[i] = rows[i] + depth;
+    for (int64_t k = -depth; k < 0; ++k, panel += vectors * kLanes) {
+      Vec column[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) column[v] = *reinterpret_cast<const Vec*>(panel + v * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < m; ++i) {
+        const Vec value = Vec{} + row[i][k];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sum[i][v] += value * column[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < m; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) *reinterpret_cast<VecU*>(out[i] + v * kLanes) = sum[i][v];
+  }
+}
+
+}  // namespace
+
+void Tile(int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* const* out,
+          Start start, const float* bias) {
+  switch (vectors) {
+    case 1: return TileOf<1>(rows, taps, depth, panel, out, start, bias);
+    case 2: return TileOf<2>(rows, taps, depth, panel, out, start, bias);
+#if defined(__AVX512F__) || !defined(__AVX__)
+    case 3: return TileOf<3>(rows, taps, depth, panel, out, start, bias);
+    case 4: return TileOf<4>(rows, taps, depth, panel, out, start, bias);
+#endif
+  }
+}
+
+namespace {
+
+// Threads that sleep between operators. Workers take indices one by one, so a thread whose core is busy with something
+// else (decoding the next batch) delays nobody; one that wakes too late finds nothing to do and is not waited for.
+class Pool {
+ public:
+  Pool() {
+    cpu_set_t set;
+    size_ = sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+    for (int i = 1; i < size_; ++i) std::thread([this] { Work(); }).detach();
+  }
+
+  int size() const { return size_; }
+
+  void Run(int64_t count, const std::function<void(int64_t)>& work) {
+    if (size_ == 1 || count == 1) {
+      for (int64_t i = 0; i < count; ++i) work(i);
+      return;
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      work_ = &work;
+      count_ = count;
+      next_ = 0;
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    Take(work, count);
+    std::unique_lock<std::mutex> lock(mutex_);
+    work_ = nullptr;
+    done_.wait(lock, [this] { return active_ == 0; });
+  }
+
+ private:
+  void Take(const std::function<void(int64_t)>& work, int64_t count) {
+    for (int64_t i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) work(i);
+  }
+
+  void Work() {
+    int64_t seen = 0;
+    while (true) {
+      // The next operator is often a few microseconds away: cheaper to look than to sleep and be woken.
+      for (int i = 0; i < 2000 && generation_.load(std::memory_order_relaxed) == seen; ++i) Pause();
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return work_ != nullptr && generation_ != seen; });
+      seen = generation_;
+      ++active_;
+      const auto* work = work_;
+      const int64_t count = count_;
+      lock.unlock();
+      Take(*work, count);
+      lock.lock();
+      if (--active_ == 0) done_.notify_one();
+    }
+  }
+
+  static void Pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+
+  int size_, active_ = 0;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  const std::function<void(int64_t)>* work_ = nullptr;
+  int64_t count_ = 0;
+  std::atomic<int64_t> next_{0}, generation_{0};
+};
+
+Pool& ThePool() {
+  static Pool* pool = new Pool;  // never destroyed: its threads may outlive main
+  return *pool;
+}
+
+std::mutex operator_mutex;
+
+// Memory that grows: what a run asks for at most is soon known. In huge pages where the system grants them.
+class Arena {
+ public:
+  float* Hold(int64_t floats) {
+    if (floats_ < floats) {
+      constexpr int64_t kPage = 1 << 21;
+      const int64_t bytes = DivideUp(floats * static_cast<int64_t>(sizeof(float)), kPage) * kPage;
+      std::free(memory_);
+      floats_ = 0;
+      memory_ = static_cast<float*>(std::aligned_alloc(kPage, bytes));
+      if (memory_ == nullptr) throw std::bad_alloc();
+      madvise(memory_, bytes, MADV_HUGEPAGE);
+      floats_ = bytes / sizeof(float);
+    }
+    return memory_;
+  }
+
+ private:
+  float* memory_ = nullptr;
+  int64_t floats_ = 0;
+};
+Arena arenas[8];
+thread_local Arena thread_arena;
+
+}  // namespace
+
+void Parallel(int64_t count, const std::function<void(int64_t)>& work) { ThePool().Run(count, work); }
+int Threads() { return ThePool().size(); }
+
+float* Scratch(int slot, int64_t floats) { return arenas[slot].Hold(floats); }
+float* ThreadScratch(int64_t floats) { return thread_arena.Hold(floats); }
+
+Exclusive::Exclusive() { operator_mutex.lock(); }
+Exclusive::~Exclusive() { operator_mutex.unlock(); }
+
+}  // namespace ddrnet

@@ -1,0 +1,113 @@
+// What the operators share: vectors of the processor at hand, threads, scratch memory, and the one kernel in which a
+// training run spends its time.
+//
+// Tensors are float32 in NHWC order (channels last), weights as MindSpore holds them, (out, in, height, width).
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace ddrnet {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kAccumulators = 24, kMostVectors = 4;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kAccumulators = 12, kMostVectors = 2;
+#else
+constexpr int kLanes = 4, kAccumulators = 24, kMostVectors = 4;
+#endif
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef float VecU __attribute__((vector_size(kLanes * 4), aligned(4)));  // anywhere in memory
+
+constexpr int kBlock = kMostVectors * kLanes;  // columns that a tile computes at once
+
+// Rows of a tile that is `vectors` wide: as many as the registers hold.
+constexpr int RowsOf(int vectors) { return std::min(12, kAccumulators / vectors); }
+constexpr int kMostRows = RowsOf(1);
+
+constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The columns of block `block` of `columns`, rounded up to whole vectors, as vectors.
+inline int VectorsOf(int64_t columns, int64_t block) {
+  return static_cast<int>(DivideUp(std::min<int64_t>(kBlock, columns - block * kBlock), kLanes));
+}
+
+// Transposes kLanes vectors as a square matrix, in log2(kLanes) rounds of exchanging ever larger squares.
+inline void Transpose(Vec (&square)[kLanes]) {
+  typedef int32_t Index __attribute__((vector_size(kLanes * 4)));
+#pragma GCC unroll 4
+  for (int half = 1; half < kLanes; half *= 2) {
+    Index even, odd;  // of two rows, the lanes that each keeps and those that it takes from the other
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      even[i] = i & half ? i - half + kLanes : i;
+      odd[i] = i & half ? i + kLanes : i + half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & half) continue;
+      const Vec a = square[i], b = square[i + half];
+      square[i] = __builtin_shuffle(a, b, even);
+      square[i + half] = __builtin_shuffle(a, b, odd);
+    }
+  }
+}
+
+enum class Start { kZero, kBias, kOutput };
+
+// The kernel: a tile of RowsOf(vectors) rows and `vectors` vectors of columns,
+//   out[i][j] = start + sum over t < taps, k < depth of rows[t * RowsOf(vectors) + i][k] * panel[(t * depth + k) * width + j]
+// with width = vectors * kLanes. All accumulators stay in registers.
+//   rows: for every tap, a pointer for each row of the tile: an indirect convolution (Dukhan, arXiv 1907.02129)
+//   panel: aligned to a vector
+//   start: zero; the bias, one for each column; or what `out` holds
+void Tile(int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* const* out,
+          Start start, const float* bias = nullptr);
+
+// Calls work(i) for i in [0, count) from all threads of the process; returns when all are done. Which thread takes which
+// i is open, so what a call computes must not depend on it. One operator at a time has the threads.
+void Parallel(int64_t count, const std::function<void(int64_t)>& work);
+int Threads();
+
+// Memory that is used again by the next operator: slot by slot, aligned to a cache line, contents undefined.
+// Only between the start and the end of `Exclusive`.
+float* Scratch(int slot, int64_t floats);
+
+// The same, of the calling thread alone, until its next call.
+float* ThreadScratch(int64_t floats);
+
+// Holds threads and scratch for one operator.
+class Exclusive {
+ public:
+  Exclusive();
+  ~Exclusive();
+};
+
+// How MindSpore hands tensors to an operator: inputs, then outputs.
+struct Tensors {
+  int count;
+  void** data;
+  const int* ranks;
+  int64_t** shapes;
+  const float* In(int i) const { return static_cast<const float*>(data[i]); }
+  float* Out(int i) const { return static_cast<float*>(data[i]); }
+  int64_t Dim(int i, int axis) const { return shapes[i][axis]; }
+  int64_t Size(int i) const {
+    int64_t size = 1;
+    for (int axis = 0; axis < ranks[i]; ++axis) size *= shapes[i][axis];
+    return size;
+  }
+};
+
+}  // namespace ddrnet
+
+// Defines an operator that MindSpore's Custom(func_type="aot") loads by its name.
+#define DDRNET_OPERATOR(name, call)                                                                                \
+  extern "C" int name(int count, void** data, int* ranks, int64_t** shapes, const char**, void*, void*) {         \
+    ddrnet::Exclusive exclusive;                                                                                   \
+    call(ddrnet::Tensors{count, data, ranks, shapes});                                                             \
+    return 0;                                                                                                      \
+  }

@@ -1,0 +1,121 @@
+"""The compiled kernels as operators of MindSpore, with their gradients. Tensors are float32, images NHWC.
+
+Each is a `Custom` of type "aot", as
+https://www.mindspore.cn/tutorials/en/r2.7.0/custom_program/op_custom.html describes.
+"""
+
+import functools
+from typing import Callable, Optional
+
+import mindspore as ms
+from mindspore import Tensor, ops
+from mindspore.ops import signature
+
+from src.kernels.build import library
+
+
+class Operator(ops.Custom):
+    """A function of the compiled kernels.
+
+    Args:
+        name: of the function.
+        shape: from the inputs' shapes to the output's, or to a tuple of them.
+        outputs: how many.
+        bprop: from inputs, output and its gradient to the inputs' gradients.
+    """
+
+    def __init__(self, name: str, shape: Callable, outputs: int = 1, bprop: Optional[Callable] = None) -> None:
+        dtype = ms.float32 if outputs == 1 else (ms.float32,) * outputs
+        super().__init__(f"{library()}:{name}", shape, lambda *_: dtype, func_type="aot", bprop=bprop)
+
+
+class InPlace(Operator):
+    """A function that writes to some of its inputs, which must be Parameters.
+
+    Args:
+        name: of the function; its output, (1), says nothing but that it has run.
+        reads, writes, reads_too: how many inputs are read alone, then written to, then read alone again.
+    """
+
+    def __init__(self, name: str, reads: int, writes: int, reads_too: int) -> None:
+        super().__init__(name, lambda *_: [1])
+        self.add_prim_attr("side_effect_mem", True)
+        read, write = signature.sig_rw.RW_READ, signature.sig_rw.RW_WRITE
+        kinds = [read] * reads + [write] * writes + [read] * reads_too
+        self.set_signatures([signature.make_sig(f"input{i}", kind) for i, kind in enumerate(kinds)])
+
+
+@functools.cache
+def convolution(stride: int, same: bool, bias: bool) -> Operator:
+    """x (N, H, W, C), weight (O, C, k, k)[, bias (O)] to (N, ceil(H / stride), ceil(W / stride), O).
+
+    Args:
+        stride: 1 or 2.
+        same: pad as little as is needed, at the right and bottom first; otherwise k // 2 on every side.
+        bias: whether there is one.
+    """
+    suffix = f"{stride}_same" if same else str(stride)
+    input_gradient = Operator(f"conv2d_input_gradient_{suffix}", lambda dy, weight, x: x)
+    weight_gradient = Operator(f"conv2d_weight_gradient_{suffix}", lambda x, dy, weight: weight)
+
+    def shape(x: list, weight: list, *_: list) -> list:
+        return [x[0], -(-x[1] // stride), -(-x[2] // stride), weight[0]]
+
+    def gradients(x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        return input_gradient(dout, weight, x), weight_gradient(x, dout, weight)
+
+    def gradients_with_bias(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        return input_gradient(dout, weight, x), weight_gradient(x, dout, weight), dout.sum((0, 1, 2))
+
+    if bias:
+        return Operator(f"conv2d_bias_{suffix}", shape, bprop=gradients_with_bias)
+    return Operator(f"conv2d_{suffix}", shape, bprop=gradients)
+
+
+@functools.cache
+def batch_norm() -> Operator:
+    """Batch norm in training.
+
+    x (N, H, W, C), gamma, beta, moving mean, moving variance (C) and rule (2: eps, momentum) to y (N, H, W, C), mean,
+    1 / deviation, and the new moving mean and variance (C).
+    """
+    gradient = Operator("batch_norm_gradient", lambda x, dy, gamma, *_: (x, gamma, gamma), outputs=3)
+
+    def gradients(x, gamma, beta, moving_mean, moving_variance, rule, out, dout):
+        dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2])
+        return (dx, dgamma, dbeta, *(ops.zeros_like(rest) for rest in (moving_mean, moving_variance, rule)))
+
+    return Operator("batch_norm", lambda x, gamma, *_: (x, *[gamma] * 4), outputs=5, bprop=gradients)
+
+
+@functools.cache
+def upsample(half_pixel_centers: bool) -> Operator:
+    """Bilinear upsampling without aligned corners: x (N, h, w, C), like (N, H, W, C) to (N, H, W, C)."""
+    suffix = "_half_pixel" if half_pixel_centers else ""
+    gradient = Operator(f"upsample_gradient{suffix}", lambda dy, x: x)
+
+    def gradients(x: Tensor, like: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        return gradient(dout, x), ops.zeros_like(like)
+
+    return Operator(f"upsample{suffix}", lambda x, like: [x[0], *like[1:3], x[3]], bprop=gradients)
+
+
+@functools.cache
+def sum_of_squares() -> Operator:
+    """Any number of tensors to the sum of the squares of all that is in them, (1)."""
+    return Operator("sum_of_squares", lambda *_: [1])
+
+
+def momentum_update(count: int) -> InPlace:
+    """Nesterov's or plain momentum on `count` weights in place.
+
+    rate (), factor (), rule (3: momentum, decay, 1 for Nesterov's or 0), all weights, all moments, all gradients:
+    m = momentum * m + g + decay * w; w -= rate * (g + decay * w + momentum * m), or rate * m without Nesterov's, where
+    g is the gradient times the factor.
+    """
+    return InPlace("momentum", 3, 2 * count, count)
+
+
+def average_update(count: int) -> InPlace:
+    """decay (), then `count` averages, as many values: average = decay * average + (1 - decay) * value, in place."""
+    return InPlace("average", 1, count, count)

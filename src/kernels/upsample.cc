@@ -1,0 +1,83 @@
+// Bilinear upsampling and its gradient, without aligned corners.
+
+#include "kernels.h"
+
+namespace ddrnet {
+namespace {
+
+// What one output row (or column) reads: two input rows and their shares.
+struct Source {
+  int64_t low, high;
+  float low_share, high_share;
+};
+
+template <bool half_pixel_centers>
+std::vector<Source> Sources(int64_t size, int64_t out_size) {
+  std::vector<Source> sources;
+  const float scale = static_cast<float>(size) / static_cast<float>(out_size);
+  for (int64_t i = 0; i < out_size; ++i) {
+    const float offset = half_pixel_centers ? 0.5f : 0.0f;
+    const float place = std::max((static_cast<float>(i) + offset) * scale - offset, 0.0f);
+    const int64_t low = std::min(static_cast<int64_t>(place), size - 1);
+    const float share = place - static_cast<float>(low);
+    sources.push_back({low, std::min(low + 1, size - 1), 1.0f - share, share});
+  }
+  return sources;
+}
+
+template <bool half_pixel_centers>
+void Upsample(const Tensors& t) {  // x, something of the output's height and width, to y
+  const int64_t images = t.Dim(0, 0), height = t.Dim(0, 1), width = t.Dim(0, 2), channels = t.Dim(0, 3);
+  const int64_t out_height = t.Dim(2, 1), out_width = t.Dim(2, 2);
+  const auto rows = Sources<half_pixel_centers>(height, out_height);
+  const auto columns = Sources<half_pixel_centers>(width, out_width);
+  Parallel(images * out_height, [&](int64_t job) {
+    const Source& row = rows[job % out_height];
+    const float* image = t.In(0) + job / out_height * height * width * channels;
+    const float *low = image + row.low * width * channels, *high = image + row.high * width * channels;
+    float* y = t.Out(2) + job * out_width * channels;
+    for (const Source& column : columns) {
+      const int64_t left = column.low * channels, right = column.high * channels;
+      for (int64_t i = 0; i < channels; ++i) {
+        const float above = low[left + i] * column.low_share + low[right + i] * column.high_share;
+        const float below = high[left + i] * column.low_share + high[right + i] * column.high_share;
+        y[i] = above * row.low_share + below * row.high_share;
+      }
+      y += channels;
+    }
+  });
+}
+
+template <bool half_pixel_centers>
+void UpsampleGradient(const Tensors& t) {  // dy, x (for its shape alone), to dx
+  const int64_t images = t.Dim(1, 0), height = t.Dim(1, 1), width = t.Dim(1, 2), channels = t.Dim(1, 3);
+  const int64_t out_height = t.Dim(0, 1), out_width = t.Dim(0, 2);
+  const auto rows = Sources<half_pixel_centers>(height, out_height);
+  const auto columns = Sources<half_pixel_centers>(width, out_width);
+  Parallel(images, [&](int64_t n) {
+    float* image = t.Out(2) + n * height * width * channels;
+    const float* dy = t.In(0) + n * out_height * out_width * channels;
+    std::fill_n(image, height * width * channels, 0.0f);
+    for (const Source& row : rows) {
+      for (const Source& column : columns) {
+        const auto add = [&](int64_t h, int64_t w, float share) {
+          float* to = image + (h * width + w) * channels;
+          for (int64_t i = 0; i < channels; ++i) to[i] += dy[i] * share;
+        };
+        add(row.low, column.low, row.low_share * column.low_share);
+        add(row.low, column.high, row.low_share * column.high_share);
+        add(row.high, column.low, row.high_share * column.low_share);
+        add(row.high, column.high, row.high_share * column.high_share);
+        dy += channels;
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace ddrnet
+
+DDRNET_OPERATOR(upsample, ddrnet::Upsample<false>)
+DDRNET_OPERATOR(upsample_half_pixel, ddrnet::Upsample<true>)
+DDRNET_OPERATOR(upsample_gradient, ddrnet::UpsampleGradient<false>)
+DDRNET_OPERATOR(upsample_gradient_half_pixel, ddrnet::UpsampleGradient<true>)

@@ -1,0 +1,56 @@
+"""The layers that a network is built of, as MindSpore's own operators: NCHW, on every device.
+
+`channels_last.py` has the same set in NHWC, of kernels of our own for the CPU. Parameters have the same names and
+shapes in both, so weights and checkpoints do not know which set a network was built of.
+"""
+
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import HeNormal
+
+BATCH_NORM_EPS = 1e-5
+BATCH_NORM_MOMENTUM = 0.9  # MindSpore's convention: the share of the old moving average that stays
+
+
+class Upsample(nn.Cell):
+    """Bilinear interpolation to another tensor's height and width, without aligned corners."""
+
+    def __init__(self, half_pixel_centers: bool) -> None:
+        super().__init__()
+        self.resize = ops.ResizeBilinearV2(align_corners=False, half_pixel_centers=half_pixel_centers)
+
+    def construct(self, x: Tensor, like: Tensor) -> Tensor:
+        """x (N, C, h, w), like (N, C, H, W) to (N, C, H, W)."""
+        return self.resize(x, like.shape[2:])
+
+
+class Layers:
+    """Makes the layers; `first_axes` and `spatial_axes` are where height and width stand."""
+
+    conv, norm, upsample = nn.Conv2d, nn.BatchNorm2d, Upsample
+    spatial_axes = (2, 3)
+
+    @staticmethod
+    def enter(images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in the order that the layers work on."""
+        return images
+
+
+def convolution(layers: type[Layers], cin: int, cout: int, kernel: int, stride: int, same: bool, bias: bool) -> nn.Cell:
+    """A convolution: (N, cin, H, W) to (N, cout, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        layers: of which set.
+        same: pad as little as is needed, at the right and bottom first; otherwise kernel // 2 on every side.
+        bias: whether there is one.
+    """
+    return layers.conv(
+        cin,
+        cout,
+        kernel,
+        stride,
+        pad_mode="same" if same else "pad",
+        padding=0 if same else kernel // 2,
+        has_bias=bias,
+        weight_init=HeNormal(mode="fan_out", nonlinearity="relu"),
+        bias_init="zeros",
+    )

@@ -1,0 +1,248 @@
+"""The CPU's own kernels against NumPy in float64 and against MindSpore's operators."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn, ops
+
+from src.args import Config
+from src.kernels import build, operators
+from src.tools.cell import native_kernels
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
+RNG = np.random.default_rng(0)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def padding(size: int, kernel: int, stride: int, same: bool) -> tuple[int, int]:
+    if not same:
+        return kernel // 2, kernel // 2
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def patches(x: np.ndarray, kernel: int, stride: int, same: bool) -> np.ndarray:
+    """What each output pixel reads: (N, H, W, C) to (N, H', W', C, k, k), in float64."""
+    pads = [(0, 0), *(padding(size, kernel, stride, same) for size in x.shape[1:3]), (0, 0)]
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x.astype(np.float64), pads), (kernel, kernel), (1, 2))
+    return windows[:, ::stride, ::stride]
+
+
+SHAPES = [  # (N, H, W, C), output channels, kernel, stride, same
+    ((2, 13, 11, 3), 64, 3, 2, True),
+    ((2, 13, 11, 3), 64, 3, 2, False),
+    ((3, 12, 10, 5), 40, 3, 2, True),
+    ((2, 8, 8, 32), 32, 3, 1, False),
+    ((2, 9, 7, 64), 128, 1, 2, True),
+    ((2, 9, 7, 64), 128, 1, 2, False),
+    ((1, 1, 1, 64), 64, 3, 2, True),
+    ((3, 7, 7, 65), 70, 3, 1, False),
+    ((2, 5, 5, 16), 17, 1, 1, False),
+    ((8, 20, 20, 16), 24, 3, 1, False),
+    ((1, 14, 14, 128), 256, 3, 2, True),
+    ((1, 2, 3, 8), 1, 3, 2, False),
+]
+
+
+@pytest.mark.parametrize(("shape", "out", "kernel", "stride", "same"), SHAPES)
+def test_a_convolution_and_its_gradients_equal_the_sums_that_define_them(shape, out, kernel, stride, same):
+    x, weight, bias = noise(*shape), noise(out, shape[3], kernel, kernel), noise(out)
+    read = patches(x, kernel, stride, same)
+    want = np.einsum("nhwcij,ocij->nhwo", read, weight.astype(np.float64), optimize=True)
+    dy = noise(*want.shape)
+    dweight = np.einsum("nhwcij,nhwo->ocij", read, dy.astype(np.float64), optimize=True)
+    # the gradient to x is what makes <convolution(v), dy> = <v, dx> for every v; here for every unit vector at once
+    spread = np.einsum("nhwo,ocij->nhwcij", dy.astype(np.float64), weight.astype(np.float64), optimize=True)
+    pads = [padding(size, kernel, stride, same) for size in shape[1:3]]
+    padded = np.zeros((shape[0], *(size + sum(pad) for size, pad in zip(shape[1:3], pads)), shape[3]))
+    for i in range(kernel):
+        for j in range(kernel):
+            rows, columns = i + stride * want.shape[1], j + stride * want.shape[2]
+            part = padded[:, i:rows:stride, j:columns:stride]
+            part += spread[:, : part.shape[1], : part.shape[2], :, i, j]
+    dx = padded[:, pads[0][0] : pads[0][0] + shape[1], pads[1][0] : pads[1][0] + shape[2]]
+
+    plain, biased = operators.convolution(stride, same, False), operators.convolution(stride, same, True)
+    inputs = (Tensor(x), Tensor(weight))
+    np.testing.assert_allclose(plain(*inputs).asnumpy(), want, atol=2e-6 * np.abs(want).max())
+    np.testing.assert_allclose(biased(*inputs, Tensor(bias)).asnumpy(), want + bias, atol=2e-6 * np.abs(want).max())
+    got = ops.grad(lambda x, w, b: (biased(x, w, b) * Tensor(dy)).sum(), (0, 1, 2))(*inputs, Tensor(bias))
+    for gradient, exact in zip(got, (dx, dweight, dy.astype(np.float64).sum((0, 1, 2)))):
+        np.testing.assert_allclose(gradient.asnumpy(), exact, atol=3e-6 * np.abs(exact).max())
+    got = ops.grad(lambda x, w: (plain(x, w) * Tensor(dy)).sum(), (0, 1))(*inputs)
+    for gradient, exact in zip(got, (dx, dweight)):
+        np.testing.assert_allclose(gradient.asnumpy(), exact, atol=3e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "offset"), [((3, 5, 7, 6), 0.0), ((8, 40, 40, 64), 100.0), ((1, 1, 2, 33), 0.0), ((2, 2, 2, 512), 3.0)]
+)
+def test_batch_norm_and_its_gradient_equal_the_published_formula(shape, offset):
+    """With an offset much larger than the deviation, which sums of squares alone would not survive."""
+    x, dy, channels = noise(*shape) + np.float32(offset), noise(*shape), shape[3]
+    gamma, beta, moving_mean, moving_variance = noise(channels), noise(channels), noise(channels), noise(channels) ** 2
+    rule = np.array([1e-5, 0.9], np.float32)
+    flat, grads, rows = x.reshape(-1, channels).astype(np.float64), dy.reshape(-1, channels), x.size // channels
+    mean, variance = flat.mean(0), flat.var(0)
+    inverse = 1 / np.sqrt(variance + 1e-5)
+    normal = (flat - mean) * inverse
+    norm = operators.batch_norm()
+    tensors = [Tensor(value) for value in (x, gamma, beta, moving_mean, moving_variance, rule)]
+    y, got_mean, got_inverse, new_mean, new_variance = (out.asnumpy() for out in norm(*tensors))
+    np.testing.assert_allclose(y.reshape(rows, channels), normal * gamma + beta, atol=3e-5 * (1 + offset / 10))
+    np.testing.assert_allclose(got_mean, mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got_inverse, inverse, rtol=1e-4)
+    np.testing.assert_allclose(new_mean, 0.9 * moving_mean + 0.1 * mean, rtol=1e-5, atol=1e-6)
+    unbiased = variance * rows / (rows - 1)
+    np.testing.assert_allclose(new_variance, 0.9 * moving_variance + 0.1 * unbiased, rtol=1e-4)
+
+    def scalar(x, gamma, beta):
+        return (norm(x, gamma, beta, *tensors[3:])[0] * Tensor(dy)).sum()
+
+    got = ops.grad(scalar, (0, 1, 2))(*tensors[:3])
+    dgamma, dbeta = (grads * normal).sum(0), grads.astype(np.float64).sum(0)
+    dx = gamma * inverse * (grads - dbeta / rows - normal * dgamma / rows)
+    for gradient, exact in zip(got, (dx.reshape(shape), dgamma, dbeta)):
+        scale = max(1, np.abs(exact).max()) * (1 + offset / 10)
+        np.testing.assert_allclose(gradient.asnumpy(), exact, atol=3e-5 * scale)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("small", "large"), [((7, 7), (28, 28)), ((3, 5), (7, 9)), ((1, 2), (4, 2))])
+def test_upsampling_is_mindspores_and_its_gradient_the_adjoint(half, small, large):
+    x, like, dy = noise(2, *small, 6), noise(2, *large, 3), noise(2, *large, 6)
+    up = operators.upsample(half)
+    resize = ops.ResizeBilinearV2(align_corners=False, half_pixel_centers=half)
+    want = resize(Tensor(x.transpose(0, 3, 1, 2).copy()), large).asnumpy().transpose(0, 2, 3, 1)
+    got = up(Tensor(x), Tensor(like)).asnumpy()
+    np.testing.assert_allclose(got, want, atol=2e-6)
+    dx = ops.grad(lambda x: (up(x, Tensor(like)) * Tensor(dy)).sum())(Tensor(x)).asnumpy()
+    assert (got.astype(np.float64) * dy).sum() == pytest.approx((x.astype(np.float64) * dx).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [None, np.inf, -np.inf, np.nan])
+def test_the_sum_of_squares_of_all_tensors_is_not_finite_where_one_number_is_not(bad):
+    tensors = [noise(3), noise(100_000), noise(7, 11, 2), noise(1)]
+    exact = sum((tensor.astype(np.float64) ** 2).sum() for tensor in tensors)
+    if bad is not None:
+        tensors[1][70_001] = bad
+    got = float(operators.sum_of_squares()(*map(Tensor, tensors)).asnumpy()[0])
+    assert got == pytest.approx(exact, rel=1e-6) if bad is None else not np.isfinite(got)
+
+
+def test_averages_move_in_place_and_in_order():
+    class Moving(nn.Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.average = Parameter(Tensor(np.full(5, 2.0, np.float32)), name="average")
+            self.value = Parameter(Tensor(np.full(5, 1.0, np.float32)), name="value")
+            self.update = operators.average_update(1)
+
+        def construct(self, decay: Tensor) -> tuple:
+            before = self.average.sum()
+            self.update(decay, self.average, self.value)
+            return before, self.average.sum()
+
+    cell = Moving()
+    before, after = cell(Tensor(0.75, ms.float32))
+    assert (float(before.asnumpy()), float(after.asnumpy())) == (10.0, 8.75)
+    assert (cell.average.asnumpy() == 1.75).all()
+
+
+PROGRAM = """
+import sys, hashlib, numpy as np, src
+from mindspore import Tensor, ops
+from src.kernels import operators
+rng = np.random.default_rng(0)
+x, w = (Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in ((4, 28, 28, 64), (96, 64, 3, 3)))
+conv, norm = operators.convolution(1, False, False), operators.batch_norm()
+one = Tensor(np.ones(96, np.float32))
+rule = Tensor(np.array([1e-5, 0.9], np.float32))
+def loss(x, w, gamma):
+    y = norm(conv(x, w), gamma, one, one, one, rule)[0]
+    return (y * y * y).sum()
+parts = [*ops.grad(loss, (0, 1, 2))(x, w, one), operators.sum_of_squares()(x, w)]
+print(hashlib.sha256(b"".join(part.asnumpy().tobytes() for part in parts)).hexdigest())
+"""
+
+
+def run_python(code: str, *prefix: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*prefix, sys.executable, "-c", code],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("taskset") or os.cpu_count() < 2, reason="needs taskset and two cores")
+def test_results_do_not_depend_on_the_number_of_threads():
+    alone, together = run_python(PROGRAM, "taskset", "-c", "0"), run_python(PROGRAM)
+    assert alone.returncode == together.returncode == 0, alone.stderr + together.stderr
+    assert alone.stdout == together.stdout
+
+
+def test_without_a_compiler_mindspores_kernels_serve_and_the_log_says_so(tmp_path, monkeypatch, caplog):
+    config = Config(device_target="CPU", amp_level="O0")
+    assert native_kernels(config).network
+    assert not native_kernels(Config(device_target="CPU", amp_level="O2")).network
+    assert not native_kernels(config.model_copy(update={"cpu_kernels": "mindspore"})).update
+    assert not native_kernels(Config(amp_level="O0")).update
+    monkeypatch.setenv("PATH", str(tmp_path))
+    build.library.cache_clear()
+    try:
+        assert not native_kernels(config).update
+        assert "no C++ compiler (g++, c++, clang++) found" in caplog.text
+    finally:
+        build.library.cache_clear()
+
+
+def copy_of_sources(folder):
+    shutil.copytree(build.FOLDER, folder, ignore=shutil.ignore_patterns("build", "__pycache__"))
+    return folder
+
+
+def compile_in(folder) -> str:
+    code = f"from pathlib import Path; from src.kernels import build; build.FOLDER = Path({str(folder)!r}); "
+    return code + "print(build.library())"
+
+
+def test_two_processes_that_compile_at_once_both_succeed(tmp_path):
+    folder = copy_of_sources(tmp_path / "kernels")
+    both = [
+        subprocess.Popen([sys.executable, "-c", compile_in(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    paths = {process.communicate(timeout=200)[0].strip() for process in both}
+    assert len(paths) == 1
+    assert [str(path) for path in (folder / "build").iterdir()] == list(paths)
+
+
+def test_sources_that_do_not_compile_are_told_and_leave_nothing(tmp_path):
+    folder = copy_of_sources(tmp_path / "kernels")
+    (folder / "update.cc").write_text("no C++ at all")
+    done = run_python("import logging; logging.basicConfig(); " + compile_in(folder))
+    assert done.stdout.strip() == "None"
+    assert "MindSpore's own CPU kernels are used, slower" in done.stderr
+    assert list((folder / "build").iterdir()) == []
+
+
+def test_another_source_is_another_library(tmp_path):
+    folder = copy_of_sources(tmp_path / "kernels")
+    first = run_python(compile_in(folder)).stdout
+    assert run_python(compile_in(folder)).stdout == first
+    with (folder / "update.cc").open("a") as source:
+        source.write("// changed\n")
+    second = run_python(compile_in(folder)).stdout
+    assert second != first
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "build").iterdir()}
+    assert len(list((folder / "build").iterdir())) == 2
+    assert len(digests) >= 1
