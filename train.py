@@ -18,6 +18,7 @@ from src.models.fold import fold_batch_norm, refold
 from src.tools.callback import Metrics, Progress
 from src.tools.cell import cast_amp, native_kernels
 from src.tools.checkpoint import Checkpoints, Saved, holding, read_saved
+from src.tools.compile_cache import CompileCache
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.distributed import (
     add_up,
@@ -30,7 +31,7 @@ from src.tools.distributed import (
     trained,
 )
 from src.tools.evaluate import evaluate
-from src.tools.get_misc import describe, output_folder, run
+from src.tools.get_misc import describe, output_folder, run, seconds_running
 from src.tools.launch import Place, launch
 from src.tools.optimizer import create_optimizer, freeze_backbone
 from src.tools.schedulers import learning_rates
@@ -47,7 +48,6 @@ log = logging.getLogger("train")
 
 def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) -> None:
     """Train, validate, save; the README explains every key. `stop`: listens for signals that end the run."""
-    began = time.perf_counter()
     config, _ = parse_args(argv, "Train a DDRNet classifier; the README explains every key.")
     if config.start_epoch >= config.epochs:
         raise UserError(f"start_epoch: must be below epochs, {config.epochs}, not {config.start_epoch}")
@@ -116,16 +116,18 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
     log.info(describe(config, network, train, val, rates))
     metrics = Metrics(folder, first_epoch=first if facts else 1, writes=place.is_first)
     progress = Progress(updates, config.epochs, config.images_an_update, config.log_every, quiet=not place.is_first)
-    feed = Feed(step, train, config, first, done * config.accumulation_step)
+    cache = CompileCache(config, place, updates, columns)
+    feed = Feed(step, train, config, cache, first, done * config.accumulation_step)
+    told = False
     stop = stop or StopSignal()
     stop.arm()
     for epoch in range(first, config.epochs + 1):
         started = time.perf_counter() - spent
         progress.start(epoch, done)
         for batches_done, loss in feed.epoch(epoch, done * config.accumulation_step):
-            if began:
-                log.info("first step after %.1f s", time.perf_counter() - began)
-                began = 0.0
+            if not told:
+                log.info("first step %.1f s after the start", seconds_running())
+                told = True
             if batches_done % config.accumulation_step:
                 continue
             done = batches_done // config.accumulation_step

@@ -112,6 +112,7 @@ class Config(BaseModel):
     device_target: Literal["Ascend", "GPU", "CPU"] = key("Ascend", "where to run")
     device_id: Count = key(0, "which card")
     device_num: Positive = key(1, "number of cards, one process each")
+    compile_cache: str = key("", "folder that keeps the compiled step for the next start; '': compile at every start")
     graph_mode: Literal[0, 1] = key(0, "0: graph mode, 1: PyNative mode")
     sink_size: Count = key(0, "Ascend, GPU: steps a piece of data sinking; 0: a whole epoch")
     eval_every: Count = key(1, "epochs between validations; 0: only after the last")

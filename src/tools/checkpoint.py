@@ -32,6 +32,7 @@ HARMLESS = frozenset(
     {
         "accumulation_step",
         "batch_size",
+        "compile_cache",
         "cpu_kernels",
         "crop_mode",
         "crop_pct",

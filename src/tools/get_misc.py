@@ -1,7 +1,9 @@
 """What every entry point needs around its work: one-line errors, the log, the outputs' folder."""
 
 import logging
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
@@ -25,6 +27,15 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+def seconds_running() -> float:
+    """Seconds since the process was started, so with the time that its imports took; 0.0 where the system hides it."""
+    try:
+        after_boot = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot
 
 
 def output_folder(config: "Config") -> Path:

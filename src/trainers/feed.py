@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import mindspore as ms
 from mindspore import Tensor, nn
@@ -21,14 +22,22 @@ class Feed:
         step: takes one batch.
         batches: the training set on this rank.
         config: reads device_target, graph_mode and sink_size.
+        cache: entered around each call, of which the first compiles the step.
         first_epoch, first_batch: what will be asked for first; epochs count from 1, batches done from 0.
     """
 
     def __init__(
-        self, step: nn.Cell, batches: Batches, config: Config, first_epoch: int = 1, first_batch: int = 0
+        self,
+        step: nn.Cell,
+        batches: Batches,
+        config: Config,
+        cache: AbstractContextManager = nullcontext(),  # noqa: B008  (it keeps nothing)
+        first_epoch: int = 1,
+        first_batch: int = 0,
     ) -> None:
         self.step = step
         self.batches = batches
+        self.cache = cache
         self.wait_ms = 0.0
         self.sinks = config.device_target != "CPU" and config.graph_mode == 0
         self.piece = 1
@@ -50,13 +59,17 @@ class Feed:
         """
         if self.sinks:
             for done in range(first_batch + self.piece, self.batches.steps + 1, self.piece):
-                yield done, self.sink()
+                with self.cache:
+                    loss = self.sink()
+                yield done, loss
             return
         waited, start = 0.0, time.perf_counter()
         for done, batch in enumerate(self.batches.epoch(epoch, first_batch), first_batch + 1):
             waited += time.perf_counter() - start
             self.wait_ms = waited * 1000 / (done - first_batch)
-            yield done, self.step(*(Tensor(column) for column in batch))
+            with self.cache:
+                loss = self.step(*(Tensor(column) for column in batch))
+            yield done, loss
             start = time.perf_counter()
 
 

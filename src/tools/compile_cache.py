@@ -1,0 +1,130 @@
+"""The compiled training step, kept from one start to the next.
+
+MindSpore's own cache (MS_COMPILER_CACHE_ENABLE in https://www.mindspore.cn/docs/en/master/api_python/env_var_list.html)
+tells graphs apart by source files alone: a constant that comes from a configuration is silently taken from the old
+graph. So each graph has a folder of its own here, named by all that it follows from, and another never finds it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Optional
+
+import mindspore as ms
+
+from src.args import Config
+from src.errors import UserError
+from src.kernels.build import library
+from src.tools.files import write_text
+from src.tools.launch import Place
+
+_log = logging.getLogger(__name__)
+PROJECT = Path(__file__).resolve().parent.parent.parent
+WHOLE = "whole.json"  # the last file of an entry: the SHA-256 of each other
+
+# Keys that the step's graph knows nothing of; any other that changes compiles it anew.
+NOT_OF_THE_GRAPH = frozenset(
+    {
+        "compile_cache",
+        "data_url",
+        "device_id",
+        "eval_every",
+        "file_format",
+        "keep_checkpoint_max",
+        "listing_cache",
+        "log_every",
+        "num_parallel_workers",
+        "pretrained",
+        "resume",
+        "resume_anyway",
+        "run_modelarts",
+        "save_every",
+        "save_steps",
+        "set",
+        "train_url",
+    }
+)
+
+
+class CompileCache:
+    """Around the call that compiles the training step: the graph comes from the cache, or goes to it.
+
+    A context manager that does nothing at its second use. What is compiled in it must be the step and nothing else.
+
+    Args:
+        config: its compile_cache is the folder of all entries; '': nothing is kept.
+        place: this process among the ranks, each of which has an entry of its own.
+        shapes: what else the graph follows from, such as the number of updates.
+    """
+
+    def __init__(self, config: Config, place: Place, *shapes: int) -> None:
+        self.entry: Optional[Path] = None
+        self.making: Optional[Path] = None
+        if config.compile_cache and config.graph_mode == 0:
+            self.entry = Path(config.compile_cache, digest(config, place, *shapes)).absolute()
+
+    def __enter__(self) -> None:
+        """Find the entry, or begin one aside.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        if self.entry is None:
+            return
+        if self.entry.exists() and not is_whole(self.entry):
+            _log.warning("compile_cache: %s is damaged, compiling anew", self.entry)
+            shutil.rmtree(self.entry, ignore_errors=True)
+        if not self.entry.exists():
+            self.making = self.entry.with_name(f".{self.entry.name}.{os.getpid()}.tmp")
+            try:
+                shutil.rmtree(self.making, ignore_errors=True)
+                self.making.mkdir(parents=True)
+            except OSError as error:
+                raise UserError(f"compile_cache: {self.entry.parent}: cannot be written ({error.strerror})") from error
+        ms.set_context(enable_compile_cache=True, compile_cache_path=str(self.making or self.entry))
+
+    def __exit__(self, kind: Optional[type], *_: Any) -> None:
+        """What was compiled becomes an entry, all at once; nothing that is compiled from now on is kept."""
+        entry, self.entry = self.entry, None
+        if entry is None:
+            return
+        ms.set_context(enable_compile_cache=False)
+        if self.making is None:
+            return
+        files = contents(self.making)
+        if files and kind is None:
+            write_text(self.making / WHOLE, json.dumps(files))
+            with suppress(OSError):  # another process was first
+                self.making.rename(entry)
+        shutil.rmtree(self.making, ignore_errors=True)
+
+
+def digest(config: Config, place: Place, *shapes: int) -> str:
+    """Stands for all that the step's graph follows from: code, versions, configuration, shapes and rank."""
+    sources = sorted([PROJECT / "train.py", *(PROJECT / "src").rglob("*.py")])
+    parts = [f"{path.relative_to(PROJECT)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sources]
+    kernels = library() if config.device_target == "CPU" else None
+    parts += [ms.__version__, ms.__file__, sys.version, platform.machine(), str(kernels), str(PROJECT)]
+    parts += [repr(place), repr(shapes)]
+    parts += [f"{key}={value!r}" for key, value in config.model_dump().items() if key not in NOT_OF_THE_GRAPH]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of an entry, by its path in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != WHOLE)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def is_whole(entry: Path) -> bool:
+    """Whether an entry holds what it held when it was made."""
+    try:
+        return json.loads((entry / WHOLE).read_text(encoding="utf-8")) == contents(entry)
+    except (OSError, ValueError):
+        return False
