@@ -17,6 +17,7 @@ from src.data import class_names
 from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD
 from src.errors import UserError
 from src.models import create_model
+from src.models.fold import fold_batch_norm
 from src.tools.files import atomic_write, write_text
 from src.tools.get_misc import run
 from src.tools.launch import launch
@@ -39,7 +40,11 @@ def main(argv: Optional[list[str]] = None) -> None:
             "help": "format of the MindIR file: 1 for runtimes up to MindSpore Lite 2.0",
         },
     )
-    config, rest = parse_args(argv, "Export a DDRNet classifier to the current folder.", extra=[version])
+    folding = (
+        "--fold_batch_norm",
+        {"action": "store_true", "help": "make batch norm part of the convolutions, for runtimes that do not"},
+    )
+    config, rest = parse_args(argv, "Export a DDRNet classifier to the current folder.", extra=[version, folding])
     if not config.pretrained:
         raise UserError("--pretrained: name the weights to export, such as ./ckpt_0/DDRNet23.ckpt")
     if config.file_format == "AIR" and config.device_target != "Ascend":
@@ -56,7 +61,8 @@ def main(argv: Optional[list[str]] = None) -> None:
 
     path = Path(f"{config.arch}.{config.file_format.lower()}")
     with atomic_write(path) as temporary:
-        ms.export(network, images, file_name=str(temporary), file_format=config.file_format)
+        exported = fold_batch_norm(network) if rest.fold_batch_norm else network
+        ms.export(exported, images, file_name=str(temporary), file_format=config.file_format)
         if config.file_format == "MINDIR":
             check(network, temporary, images, path)
             if rest.mindir_version < MINDIR_VERSION:

@@ -33,6 +33,7 @@ def main() -> None:
         root = Path(name)
         data = write_digits(root / "digits")
         flags = ["--ddr_config", str(TINY), "--data_url", str(data), "--save_steps", "1", "--epochs", "3"]
+        flags += ["--compile_cache", str(root / "cache")]
         began = time.monotonic()
         if start(flags, root / "alone").wait() != 0:
             sys.exit(log_of(root / "alone"))

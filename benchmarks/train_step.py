@@ -1,8 +1,8 @@
 """Time train.py's own training step: dynamic loss scale, finite check, clipping and momentum on, float32 on the CPU.
 
-python benchmarks/train_step.py --batch_size 16 --image_size 224
-Prints one JSON line: median seconds a step and images a second. Beside it, on the same work:
-python benchmarks/peers/peer_step.py --batch_size 16 --image_size 224
+python benchmarks/train_step.py --batch_size 16 --image_size 224 [--profile]
+Prints one JSON line: median seconds a step and images a second; with --profile a table of where the time goes. Beside
+it, on the same work: python benchmarks/peers/peer_step.py --batch_size 16 --image_size 224
 """
 
 import argparse
@@ -11,21 +11,61 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn, ops
 
 from src.args import Config
 from src.models import create_model
 from src.tools.cell import native_kernels
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
+from src.tools.get_misc import trim_memory
 from src.tools.launch import launch
 from src.tools.optimizer import create_optimizer
 from src.tools.schedulers import learning_rates
 from src.trainers.train_one_step import TrainOneStep
+
+
+class Part(nn.Cell):
+    """A part of the step as a graph of its own: a function of the step and of the part's inputs."""
+
+    def __init__(self, step: TrainOneStep, part: Callable) -> None:
+        super().__init__(auto_prefix=False)
+        self.step, self.part = step, part
+
+    def construct(self, *inputs: Tensor) -> Tensor:
+        return self.part(self.step, *inputs)
+
+
+def forward(step, images, targets):
+    return step.network(images, targets)
+
+
+def forward_and_backward(step, images, targets):
+    (_, loss), gradients = step.differentiate(images, targets)
+    return loss, gradients
+
+
+def norm(step, gradients):
+    return step._norm(gradients)
+
+
+def scaling(step, gradients):
+    return step.hyper_map(ops.partial(ops.mul, Tensor(0.5, ms.float32)), gradients)
+
+
+def update(step, gradients):
+    if step.takes_factor:
+        return step.optimizer(gradients, Tensor(0.5, ms.float32))
+    return step.optimizer(gradients)
+
+
+def averaging(step):
+    return step._take_average(Tensor(True))
 
 
 def main() -> None:
@@ -34,8 +74,13 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--cpu_kernels", default="native", choices=("native", "mindspore"))
+    parser.add_argument("--profile", action="store_true", help="also time the parts, each as a graph of its own")
     arguments = parser.parse_args()
-    config, _ = launch(Config(device_target="CPU", batch_size=arguments.batch_size, amp_level="O0"))
+    config = Config(
+        device_target="CPU", batch_size=arguments.batch_size, amp_level="O0", cpu_kernels=arguments.cpu_kernels
+    )
+    config, _ = launch(config)
     native = native_kernels(config)
     network = create_model(config.arch, config.num_classes, native=native.network)
     rates = learning_rates(config, updates_an_epoch=100)
@@ -43,6 +88,7 @@ def main() -> None:
         NetworkWithLoss(network, SoftTargetCrossEntropy()),
         create_optimizer(network, config, rates, native.update),
         clip_norm=config.clip_global_norm_value,
+        ema_decay=0.999 if arguments.profile else 0.0,
         native=native.update,
     ).set_train()
     rng = np.random.default_rng(0)
@@ -50,23 +96,66 @@ def main() -> None:
     images = rng.standard_normal(shape, np.float32)
     targets = rng.dirichlet(np.ones(config.num_classes), config.batch_size).astype(np.float32)
 
-    def seconds() -> float:
-        start = time.perf_counter()
-        step(Tensor(images), Tensor(targets)).asnumpy()
-        return time.perf_counter() - start
+    def median(work: Callable) -> float:
+        """Seconds that `work`, whose result is waited for, takes when it is compiled."""
+        work()
+        seconds = []
+        for _ in range(arguments.steps):
+            start = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds)
 
-    compiled = seconds()
-    median = statistics.median(seconds() for _ in range(arguments.steps))
+    def run(*parts: np.ndarray) -> Tensor:
+        loss = step(*map(Tensor, parts))
+        loss.asnumpy()
+        return loss
+
+    began = time.perf_counter()
+    step.compile(Tensor(images), Tensor(targets))
+    trim_memory()
+    run(images, targets)
+    compiled = time.perf_counter() - began
+    whole = median(lambda: run(images, targets))
     print(
         json.dumps(
             {
                 "benchmark": f"train_step, MindSpore {ms.__version__}",
-                "step_s": round(median, 4),
-                "img_s": round(config.batch_size / median, 2),
+                "step_s": round(whole, 4),
+                "img_s": round(config.batch_size / whole, 2),
                 "first_step_s": round(compiled, 1),
             }
         )
     )
+    if not arguments.profile:
+        return
+
+    batch = (Tensor(images), Tensor(targets))
+    both = Part(step, forward_and_backward).set_train()
+    gradients = both(*batch)[1]
+
+    def host() -> None:  # what train.py does around a step
+        for column in (images, targets):
+            Tensor(column)
+        step.check_health(rates)
+        step.learning_rate(rates)
+
+    one, through = Part(step, forward).set_train(), median(lambda: both(*batch)[0].asnumpy())
+    alone = median(lambda: one(*batch).asnumpy())
+    parts = {name: Part(step, part) for name, part in (("norm", norm), ("scaling", scaling), ("update", update))}
+    moving = Part(step, averaging)
+    unscaling = 0.0 if step.takes_factor else median(lambda: parts["scaling"](gradients)[0].asnumpy())
+    seconds = {
+        "forward": alone,
+        "backward": through - alone,
+        "norm, which is the finite check": median(lambda: parts["norm"](gradients).asnumpy()),
+        "unscaling and clipping, where momentum does not do it": unscaling,
+        "momentum with decay": median(lambda: parts["update"](gradients).asnumpy()),
+        "averaged weights, which --profile turns on": median(lambda: moving().asnumpy()),
+        "host": median(host),
+    }
+    for name, spent in seconds.items():
+        print(f"{spent * 1000:9.1f} ms  {name}")
 
 
 if __name__ == "__main__":

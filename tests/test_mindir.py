@@ -8,6 +8,8 @@ from mindspore import Tensor, nn, ops
 from mindspore.train import mind_ir_pb2 as mindir
 
 from src.errors import UserError
+from src.models.fold import fold_batch_norm
+from src.models.layers import Upsample
 from src.tools.mindir import half_pixel_matrix, lower_mindir
 from tests.infer_310 import export, network, picture, read_results, run_main, spec
 
@@ -61,14 +63,20 @@ def on_lite(path, batch, tmp_path, images):
 
 
 @pytest.mark.parametrize(
-    ("arch", "flavour", "batch"),
-    [("DDRNet23Slim", "zoo", 1), ("DDRNet23Slim", "paper", 2), ("DDRNet23", "zoo", 1)],
+    ("arch", "flavour", "batch", "fold"),
+    [
+        ("DDRNet23Slim", "zoo", 1, False),
+        ("DDRNet23Slim", "paper", 2, False),
+        ("DDRNet23", "zoo", 1, False),
+        ("DDRNet23Slim", "zoo", 2, True),
+        ("DDRNet23Slim", "paper", 1, True),
+    ],
 )
-def test_a_lowered_network_gives_its_logits_on_lite(arch, flavour, batch, tmp_path):
+def test_a_lowered_network_gives_its_logits_on_lite(arch, flavour, batch, fold, tmp_path):
     from src.data import load_eval_image
 
     cell, size = network(arch, flavour), 96
-    path = export(cell, tmp_path / "net.mindir", spec(size, batch))
+    path = export(fold_batch_norm(cell) if fold else cell, tmp_path / "net.mindir", spec(size, batch))
     folder = tmp_path / "images" / "ant"
     folder.mkdir(parents=True)
     for seed in range(4):
@@ -88,7 +96,7 @@ def test_dropping_half_pixel_centres_would_show_in_the_logits():
     cell = network(flavour="paper")
     images = Tensor(np.random.default_rng(0).standard_normal((1, 3, 96, 96)).astype(np.float32))
     want = cell(images).asnumpy()
-    cell.upsample = ops.ResizeBilinearV2(align_corners=False, half_pixel_centers=False)
+    cell.upsample = Upsample(half_pixel_centers=False)
     assert np.abs(cell(images).asnumpy() - want).max() > 1e-4
 
 

@@ -122,8 +122,9 @@ def test_eval_names_the_five_likeliest_classes_of_an_image(run, weights, digits)
     assert len({line.split()[1] for line in said[1:6]}) == 5
 
 
-def test_export_writes_a_file_that_serves_and_says_what_a_runtime_must_know(weights, digits, tmp_path):
-    flags = ["--ddr_config", TINY, "--data_url", digits, "--pretrained", weights]
+@pytest.mark.parametrize("fold", [[], ["--fold_batch_norm"]])
+def test_export_writes_a_file_that_serves_and_says_what_a_runtime_must_know(fold, weights, digits, tmp_path):
+    flags = ["--ddr_config", TINY, "--data_url", digits, "--pretrained", weights, *fold]
     lines(run_program("export.py", *flags, cwd=tmp_path))
     told = json.loads((tmp_path / "DDRNet23Slim.json").read_text())
     assert told["classes"] == [str(digit) for digit in range(10)]
@@ -134,7 +135,9 @@ def test_export_writes_a_file_that_serves_and_says_what_a_runtime_must_know(weig
     network = create_model("DDRNet23Slim", 10).set_train(False)
     ms.load_param_into_net(network, ms.load_checkpoint(str(weights)))
     image = Tensor(np.random.default_rng(5).standard_normal((1, 3, 32, 32)).astype(np.float32))
-    got = nn.GraphCell(ms.load(str(exported)))(image).asnumpy()
+    graph = ms.load(str(exported))
+    got = nn.GraphCell(graph)(image).asnumpy()
+    assert (b"BatchNorm" in exported.read_bytes()) == (not fold)
     np.testing.assert_allclose(got, network(image).asnumpy(), rtol=1e-5, atol=1e-5)
 
 

@@ -22,15 +22,16 @@ KEEP = ["--save_steps", "2", "--keep_checkpoint_max", "3"]
 
 
 @pytest.fixture(scope="module")
-def flags(digits) -> list:
-    return ["--ddr_config", str(TINY), "--data_url", str(digits), *KEEP]
+def flags(digits, tmp_path_factory) -> list:
+    cache = ["--compile_cache", str(tmp_path_factory.mktemp("cache"))]
+    return ["--ddr_config", str(TINY), "--data_url", str(digits), *KEEP, *cache]
 
 
 @pytest.fixture(scope="module")
 def alone(flags, tmp_path_factory) -> Path:
-    """A run that was left alone, whose folder ends with three numbered checkpoints."""
+    """A run that was left alone, and compiled its step itself; its folder ends with three numbered checkpoints."""
     folder = tmp_path_factory.mktemp("alone")
-    done = run_program("train.py", *flags, cwd=folder)
+    done = run_program("train.py", *flags, "--compile_cache", "", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 

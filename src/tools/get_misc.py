@@ -1,9 +1,11 @@
 """What every entry point needs around its work: one-line errors, the log, the outputs' folder."""
 
+import ctypes
 import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
@@ -36,6 +38,12 @@ def seconds_running() -> float:
     except OSError:
         return 0.0
     return time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot
+
+
+def trim_memory() -> None:
+    """Give back to the system what is free: compiling a training step leaves half a gigabyte in small pieces."""
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def output_folder(config: "Config") -> Path:

@@ -10,6 +10,7 @@ from mindspore import Tensor, nn
 from src.args import Config
 from src.data import Batches
 from src.errors import UserError
+from src.tools.get_misc import trim_memory
 
 
 class Feed:
@@ -22,7 +23,7 @@ class Feed:
         step: takes one batch.
         batches: the training set on this rank.
         config: reads device_target, graph_mode and sink_size.
-        cache: entered around each call, of which the first compiles the step.
+        cache: entered around what compiles the step.
         first_epoch, first_batch: what will be asked for first; epochs count from 1, batches done from 0.
     """
 
@@ -38,6 +39,7 @@ class Feed:
         self.step = step
         self.batches = batches
         self.cache = cache
+        self.compiles = config.graph_mode == 0
         self.wait_ms = 0.0
         self.sinks = config.device_target != "CPU" and config.graph_mode == 0
         self.piece = 1
@@ -67,9 +69,13 @@ class Feed:
         for done, batch in enumerate(self.batches.epoch(epoch, first_batch), first_batch + 1):
             waited += time.perf_counter() - start
             self.wait_ms = waited * 1000 / (done - first_batch)
-            with self.cache:
-                loss = self.step(*(Tensor(column) for column in batch))
-            yield done, loss
+            columns = [Tensor(column) for column in batch]
+            if self.compiles:
+                self.compiles = False
+                with self.cache:
+                    self.step.compile(*columns)
+                trim_memory()
+            yield done, self.step(*columns)
             start = time.perf_counter()
 
 
