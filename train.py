@@ -86,7 +86,9 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
     )
     step.set_train()
     # What is validated: on the CPU a copy whose batch norm is part of the convolutions, which is faster.
-    judged = fold_batch_norm(network) if config.device_target == "CPU" and config.amp_level == "O0" else network
+    judged = (
+        fold_batch_norm(network) if config.device_target == "CPU" and config.amp_level in ("O0", "auto") else network
+    )
     if config.freeze == "backbone":  # its batch norm keeps its statistics, its drop path is off
         network.set_train(False)
 
@@ -114,6 +116,7 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
 
     # 6. Train.
     log.info(describe(config, network, train, val, rates))
+    log.info("kernels: %s", f"our own, {native.network}" if native.network else "MindSpore's")
     metrics = Metrics(folder, first_epoch=first if facts else 1, writes=place.is_first)
     progress = Progress(updates, config.epochs, config.images_an_update, config.log_every, quiet=not place.is_first)
     cache = CompileCache(config, place, updates, columns)

@@ -97,11 +97,13 @@ class Config(BaseModel):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = key(0.0, "averaged weights: share that stays a step; 0: off")
     clip_global_norm: bool = key(True, "clip gradients by their global norm")
     clip_global_norm_value: Annotated[float, Field(gt=0)] = key(5.0, "the norm they are clipped to")
-    amp_level: Literal["O0", "O1", "O2", "O3"] = key(
-        "O2", "float16: O0 nowhere, O1 convolutions, O2 all but the classifier, O3 all"
+    amp_level: Literal["O0", "O1", "O2", "O3", "auto"] = key(
+        "O2",
+        "float16: O0 nowhere, O1 convolutions, O2 all but the classifier, O3 all; auto: O2, on the CPU O0 with "
+        "convolutions in bfloat16 where it has the instructions",
     )
     cpu_kernels: Literal["native", "mindspore"] = key(
-        "native", "CPU: kernels of our own, compiled at the first start; at amp_level O0 for the network too"
+        "native", "CPU: kernels of our own, compiled at the first start; at amp_level O0 and auto for the network too"
     )
     keep_bn_fp32: bool = key(True, "batch norm stays float32 at O2 and O3")
     is_dynamic_loss_scale: bool = key(True, "loss scale that follows overflows, from 4096")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
-from src.kernels.build import library
+from src.kernels.build import has_bfloat16, library
 from src.models import create_model
 from src.models.fold import fold_batch_norm
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
@@ -14,7 +14,7 @@ from tests.golden import weights as golden
 pytestmark = pytest.mark.skipif(library() is None, reason="there is no C++ compiler")
 
 
-def network(arch: str, flavour: str, num_classes: int, native: bool = True, drop_path_rate: float = 0.0):
+def network(arch: str, flavour: str, num_classes: int, native: str = "float32", drop_path_rate: float = 0.0):
     cell = create_model(arch, num_classes, drop_path_rate, flavour, native).set_train(False)
     for name, parameter in cell.parameters_dict().items():
         parameter.set_data(Tensor(golden.value(name, parameter.shape)))
@@ -37,17 +37,25 @@ def test_logits_match_the_golden_file_also_folded(arch, flavour, file):
         assert np.abs(one(Tensor(golden.images())).asnumpy() - want).max() < 2e-6
 
 
+@pytest.mark.skipif(not has_bfloat16(), reason="the processor has no bfloat16")
+def test_logits_in_bfloat16_are_near_the_golden_file():
+    cell = network("DDRNet23", "zoo", 1000, "bfloat16")
+    want = golden.logits("ddrnet23_zoo.npz")
+    for one in (cell, fold_batch_norm(cell)):
+        assert 1e-5 < np.abs(one(Tensor(golden.images())).asnumpy() - want).max() < 0.02 * want.std()
+
+
 def test_parameters_have_the_names_and_shapes_of_mindspores_network():
-    def shapes(native: bool) -> dict:
+    def shapes(native: str) -> dict:
         return {name: value.shape for name, value in create_model("DDRNet23", native=native).parameters_dict().items()}
 
-    assert shapes(True) == shapes(False)
+    assert shapes("float32") == shapes("bfloat16") == shapes("")
 
 
 class Trained:
     """A network in training: loss, gradients and moving statistics of one batch after another, with drop path on."""
 
-    def __init__(self, native: bool, flavour: str, mode: int) -> None:
+    def __init__(self, native: str, flavour: str, mode: int) -> None:
         self.network, self.mode = network("DDRNet23Slim", flavour, 7, native, 0.3), mode
         cell = NetworkWithLoss(self.network, SoftTargetCrossEntropy()).set_train()
         self.weights = ms.ParameterTuple(cell.trainable_params())
@@ -79,7 +87,7 @@ class Trained:
 def test_loss_gradients_and_moving_statistics_are_those_of_mindspores_operators(flavour, size, mode):
     """Of four batches two must agree to rounding: in the others it may push a number across the kink of a ReLU, which
     changes gradients by some percent; a wrong formula is off in all."""
-    ours, reference = Trained(True, flavour, mode), Trained(False, flavour, ms.GRAPH_MODE)
+    ours, reference = Trained("float32", flavour, mode), Trained("", flavour, ms.GRAPH_MODE)
     rng = np.random.default_rng(0)
     agree = 0
     for _ in range(4):

@@ -1,5 +1,6 @@
 """Compiles the kernels for the processor at hand, once, with the C++ compiler that is there."""
 
+import ctypes
 import functools
 import hashlib
 import logging
@@ -55,6 +56,13 @@ def library() -> Optional[Path]:
         _log.warning("%s\n%sMindSpore's own CPU kernels are used, slower", " ".join(command), done.stderr)
         return None
     return folder / name
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether the compiled kernels multiply in bfloat16: where the processor has AVX-512's BF16 instructions."""
+    path = library()
+    return path is not None and bool(ctypes.CDLL(str(path)).ddrnet_has_bfloat16())
 
 
 def _digest(compiler: str) -> str:

@@ -14,7 +14,7 @@
 namespace ddrnet {
 namespace {
 
-enum Slots { kPanels, kZeros, kTransposed, kProduct, kThreads };
+enum Slots { kPanels, kZeros, kTransposed, kProduct, kNarrow };
 
 struct Geometry {
   int64_t images, height, width, in, out_height, out_width, out, kernel, stride, top, left;
@@ -109,8 +109,9 @@ const float* Zeros(int64_t floats) {
 }
 
 struct Panels {
+  Factors factors;
   const float* memory;
-  int64_t taps, depth, columns;
+  int64_t taps, depth, columns;  // of bfloat16, the depth counts pairs
   int64_t blocks() const { return DivideUp(columns, kBlock); }
   int64_t width(int64_t block) const { return VectorsOf(columns, block) * kLanes; }
   const float* operator[](int64_t block) const { return memory + block * taps * depth * kBlock; }
@@ -124,25 +125,50 @@ Vec Load(const float* from, int64_t count) {
   return vector;
 }
 
+// Rows of pairs from rows of floats: row i of `to` from rows 2 * i and 2 * i + 1 of `from`.
+void NarrowRows(const float* from, int64_t pairs, int64_t width, float* to) {
+  for (int64_t i = 0; i < pairs; ++i, from += 2 * width, to += width) {
+    for (int64_t j = 0; j < width; j += kLanes) {
+      *reinterpret_cast<VecU*>(to + j) = Narrow(Load(from + j, kLanes), Load(from + width + j, kLanes));
+    }
+  }
+}
+
+// Floats to pairs of neighbours, in scratch memory.
+const float* Narrowed(const float* from, int64_t count) {
+  float* to = Scratch(kNarrow, DivideUp(count, 2) + kLanes);
+  constexpr int64_t kPiece = 1 << 14;
+  Parallel(DivideUp(count, kPiece), [&](int64_t job) {
+    const int64_t last = std::min(count, (job + 1) * kPiece);
+    for (int64_t i = job * kPiece; i < last; i += kLanes) NarrowTo(to + i / 2, Load(from + i, last - i));
+  });
+  return to;
+}
+
 // Weights (out, in, taps) to panels [block of out][tap][in][out in the block], or with `transposed` to
 // [block of in][tap][out][in in the block]; of the taps that are listed.
-constexpr int64_t kSlice = 16;  // of the depth, so that what is written at a time stays in the first cache
-Panels Pack(const Geometry& g, const float* weight, const std::vector<int64_t>& taps, bool transposed) {
+Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::vector<int64_t>& taps,
+            bool transposed) {
+  constexpr int64_t kSlice = 16;  // of the depth, so that what is written at a time stays in the first cache
+  const bool pairs = factors == Factors::kBfloat16;
   const int64_t depth = transposed ? g.out : g.in, columns = transposed ? g.in : g.out;
   const int64_t count = static_cast<int64_t>(taps.size()), all = g.taps();
   float* memory = Scratch(kPanels, DivideUp(columns, kBlock) * kBlock * depth * std::max<int64_t>(count, 1));
-  const Panels panels{memory, count, depth, columns};
+  const Panels panels{factors, memory, count, pairs ? depth / 2 : depth, columns};
   const int64_t slices = DivideUp(depth, kSlice);
   const int64_t over_column = transposed ? all : g.in * all, over_depth = transposed ? g.in * all : all;
   Parallel(panels.blocks() * slices, [&](int64_t job) {
     const int64_t block = job / slices, first = job % slices * kSlice, last = std::min(first + kSlice, depth);
     const int64_t width = panels.width(block), real = std::min<int64_t>(kBlock, columns - block * kBlock);
-    float* panel = memory + block * count * depth * kBlock;
+    float* panel = memory + block * count * panels.depth * kBlock;
     const float* source = weight + block * kBlock * over_column;
+    // Row k of tap t goes to rows + (t * span + k - first) * width: into the panel, or aside to be narrowed.
+    float* rows = pairs ? ThreadScratch(count * kSlice * width) : panel + first * width;
+    const int64_t span = pairs ? last - first : depth;
     if (transposed) {
       for (int64_t k = first; k < last; ++k) {
         for (int64_t t = 0; t < count; ++t) {
-          float* to = panel + (t * depth + k) * width;
+          float* to = rows + (t * span + k - first) * width;
           const float* from = source + k * over_depth + taps[t];
           for (int64_t j = 0; j < real; ++j) to[j] = from[j * over_column];
           for (int64_t j = real; j < width; ++j) to[j] = 0;
@@ -151,7 +177,7 @@ Panels Pack(const Geometry& g, const float* weight, const std::vector<int64_t>& 
     } else {  // all taps: rows of weights become columns of the panel
       int64_t place[kSlice * 9];
       const int64_t run = (last - first) * all;
-      for (int64_t i = 0; i < run; ++i) place[i] = (i % all * depth + first + i / all) * width;
+      for (int64_t i = 0; i < run; ++i) place[i] = (i % all * span + i / all) * width;
       for (int64_t j = 0; j < width; j += kLanes) {
         const float* from = source + j * over_column + first * all;
         for (int64_t i = 0; i < run; i += kLanes) {
@@ -161,10 +187,13 @@ Panels Pack(const Geometry& g, const float* weight, const std::vector<int64_t>& 
           }
           Transpose(square);
           for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, run - i); ++lane) {
-            *reinterpret_cast<Vec*>(panel + place[i + lane] + j) = square[lane];
+            *reinterpret_cast<Vec*>(rows + place[i + lane] + j) = square[lane];
           }
         }
       }
+    }
+    for (int64_t t = 0; pairs && t < count; ++t) {
+      NarrowRows(rows + t * span * width, span / 2, width, panel + (t * panels.depth + first / 2) * width);
     }
   });
   return panels;
@@ -211,7 +240,7 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
         for (int i = 0; i < m; ++i) {
           to[i] = whole && row + i < count ? place[row + i] + block * kBlock : spare + i * kBlock;
         }
-        Tile(vectors, from.data() + row * taps, taps, panels.depth, panels[block], to,
+        Tile(panels.factors, vectors, from.data() + row * taps, taps, panels.depth, panels[block], to,
              bias ? Start::kBias : Start::kZero, padded_bias);
         for (int i = 0; !whole && i < m && row + i < count; ++i) {
           std::copy_n(spare + i * kBlock, real, place[row + i] + block * kBlock);
@@ -221,17 +250,33 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
   });
 }
 
-void Forward(const Geometry& g, const float* x, const float* weight, const float* bias, float* y) {
-  for (const Gather& gather : Cached(g, true)) {
-    const Panels panels = Pack(g, weight, gather.taps, false);
-    Multiply(gather, g.images, x, g.height * g.width * g.in, panels, y, g.out_height * g.out_width * g.out, bias);
+// Pairs need an even number along the sum; the images' three channels stay float32.
+Factors Usable(Factors factors, int64_t depth) { return depth % 2 == 0 && kHasBfloat16 ? factors : Factors::kFloat32; }
+
+void Forward(Factors wanted, const Geometry& g, const float* x, const float* weight, const float* bias, float* y) {
+  const Factors factors = Usable(wanted, g.in);
+  Geometry read = g;  // as the rows are read: in pairs, half as many channels
+  if (factors == Factors::kBfloat16) {
+    read.in /= 2;
+    x = Narrowed(x, g.images * g.height * g.width * g.in);
+  }
+  for (const Gather& gather : Cached(read, true)) {
+    const Panels panels = Pack(factors, g, weight, gather.taps, false);
+    Multiply(gather, g.images, x, g.height * g.width * read.in, panels, y, g.out_height * g.out_width * g.out, bias);
   }
 }
 
-void InputGradient(const Geometry& g, const float* dy, const float* weight, float* dx) {
-  for (const Gather& gather : Cached(g, false)) {
-    const Panels panels = Pack(g, weight, gather.taps, true);
-    Multiply(gather, g.images, dy, g.out_height * g.out_width * g.out, panels, dx, g.height * g.width * g.in, nullptr);
+void InputGradient(Factors wanted, const Geometry& g, const float* dy, const float* weight, float* dx) {
+  const Factors factors = Usable(wanted, g.out);
+  Geometry read = g;
+  if (factors == Factors::kBfloat16) {
+    read.out /= 2;
+    dy = Narrowed(dy, g.images * g.out_height * g.out_width * g.out);
+  }
+  for (const Gather& gather : Cached(read, false)) {
+    const Panels panels = Pack(factors, g, weight, gather.taps, true);
+    Multiply(gather, g.images, dy, g.out_height * g.out_width * read.out, panels, dx, g.height * g.width * g.in,
+             nullptr);
   }
 }
 
@@ -245,21 +290,26 @@ void Copy(const float* from, int64_t count, float* to) {
 }
 
 // What the taps of the columns [column, column + real) read for the pixels [first, first + count), as a panel of
-// count x width.
-void GatherPanel(const Geometry& g, const Gather& gather, const float* x, const float* zeros, int64_t column,
-                 int64_t real, int64_t width, int64_t first, int64_t count, float* panel) {
+// count x width, or of half as many rows of pairs, the last one filled up with zeros.
+void GatherPanel(Factors factors, const Geometry& g, const Gather& gather, const float* x, const float* zeros,
+                 int64_t column, int64_t real, int64_t width, int64_t first, int64_t count, float* panel) {
+  const bool pairs = factors == Factors::kBfloat16;
+  alignas(64) float two[2 * kBlock] = {};
   const int64_t pixels = g.out_height * g.out_width, taps = g.taps(), image_in = g.height * g.width * g.in;
   int64_t image = first / pixels, pixel = first % pixels;
-  for (int64_t p = 0; p < count; ++p, panel += width) {
+  for (int64_t p = 0; p < count; ++p) {
+    float* row = pairs ? two + p % 2 * width : panel + p * width;
     const float* base = x + image * image_in;
     const int32_t* offsets = gather.in.data() + pixel * taps;
     int64_t tap = column / g.in, channel = column % g.in;
     for (int64_t done = 0; done < real; ++tap, channel = 0) {
       const int64_t run = std::min(g.in - channel, real - done);
-      Copy((offsets[tap] < 0 ? zeros : base + offsets[tap]) + channel, run, panel + done);
+      Copy((offsets[tap] < 0 ? zeros : base + offsets[tap]) + channel, run, row + done);
       done += run;
     }
-    for (int64_t j = real; j < width; ++j) panel[j] = 0;
+    for (int64_t j = real; j < width; ++j) row[j] = 0;
+    if (pairs && p + 1 == count && p % 2 == 0) std::fill_n(two + width, width, 0.0f);
+    if (pairs && (p % 2 == 1 || p + 1 == count)) NarrowRows(two, 1, width, panel + p / 2 * width);
     if (++pixel == pixels) pixel = 0, ++image;
   }
 }
@@ -268,9 +318,11 @@ void GatherPanel(const Geometry& g, const Gather& gather, const float* x, const 
 // sum runs over pixels, in chunks that stay in the second cache. It is kept in `groups` parts, so that there is work
 // for all threads, which are added up in the end; how many follows from the shapes, so the result does not depend on
 // threads.
-void WeightGradient(const Geometry& g, const float* x, const float* dy, float* dweight) {
+void WeightGradient(Factors wanted, const Geometry& g, const float* x, const float* dy, float* dweight) {
   constexpr int64_t kChunk = 32 * kLanes, kMostGroups = 16, kJobs = 64;
   constexpr int64_t kStride = kChunk + kLanes;  // no power of two, so that rows do not compete for one cache set
+  const Factors factors = kHasBfloat16 ? wanted : Factors::kFloat32;
+  const bool pairs = factors == Factors::kBfloat16;
   const Gather& gather = Cached(g, true)[0];
   const int64_t rows = g.out_height * g.out_width * g.images, taps = g.taps(), columns = taps * g.in;
   const int64_t blocks = DivideUp(columns, kBlock), size = g.out * columns;
@@ -294,7 +346,12 @@ void WeightGradient(const Geometry& g, const float* x, const float* dy, float* d
           }
           Transpose(square);
           for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, g.out - o); ++lane) {
-            *reinterpret_cast<Vec*>(transposed + (c * g.out + o + lane) * kStride + p) = square[lane];
+            float* to = transposed + (c * g.out + o + lane) * kStride;
+            if (pairs) {
+              NarrowTo(to + p / 2, square[lane]);
+            } else {
+              *reinterpret_cast<Vec*>(to + p) = square[lane];
+            }
           }
         }
       }
@@ -306,7 +363,7 @@ void WeightGradient(const Geometry& g, const float* x, const float* dy, float* d
       const int64_t first = begin + c * kChunk, count = std::min(kChunk, end - first);
       float* panel = ThreadScratch(kChunk * kBlock);
       float spare[kMostRows * kBlock] = {};
-      GatherPanel(g, gather, x, zeros, block * kBlock, real, width, first, count, panel);
+      GatherPanel(factors, g, gather, x, zeros, block * kBlock, real, width, first, count, panel);
       const float* chunk = transposed + c * g.out * kStride;
       float* product = products + c * size + block * kBlock;
       for (int64_t o = 0; o < g.out; o += m) {
@@ -318,7 +375,7 @@ void WeightGradient(const Geometry& g, const float* x, const float* dy, float* d
           to[i] = inside && real == width ? product + (o + i) * columns : spare + i * kBlock;
           if (inside && real != width) std::copy_n(product + (o + i) * columns, real, to[i]);
         }
-        Tile(vectors, from, 1, count, panel, to, begin == 0 ? Start::kZero : Start::kOutput);
+        Tile(factors, vectors, from, 1, pairs ? DivideUp(count, 2) : count, panel, to, begin == 0 ? Start::kZero : Start::kOutput);
         for (int i = 0; real != width && i < m && o + i < g.out; ++i) {
           std::copy_n(to[i], real, product + (o + i) * columns);
         }
@@ -336,35 +393,40 @@ void WeightGradient(const Geometry& g, const float* x, const float* dy, float* d
   });
 }
 
-template <int stride, bool same>
+template <int stride, bool same, Factors factors>
 void ForwardOperator(const Tensors& t) {
-  Forward(GeometryOf<stride, same>(t, 0, 1, 2), t.In(0), t.In(1), nullptr, t.Out(2));
+  Forward(factors, GeometryOf<stride, same>(t, 0, 1, 2), t.In(0), t.In(1), nullptr, t.Out(2));
 }
 
-template <int stride, bool same>
+template <int stride, bool same, Factors factors>
 void BiasOperator(const Tensors& t) {
-  Forward(GeometryOf<stride, same>(t, 0, 1, 3), t.In(0), t.In(1), t.In(2), t.Out(3));
+  Forward(factors, GeometryOf<stride, same>(t, 0, 1, 3), t.In(0), t.In(1), t.In(2), t.Out(3));
 }
 
-template <int stride, bool same>
+template <int stride, bool same, Factors factors>
 void InputGradientOperator(const Tensors& t) {  // dy, weight, x (for its shape alone) to dx
-  InputGradient(GeometryOf<stride, same>(t, 2, 1, 0), t.In(0), t.In(1), t.Out(3));
+  InputGradient(factors, GeometryOf<stride, same>(t, 2, 1, 0), t.In(0), t.In(1), t.Out(3));
 }
 
-template <int stride, bool same>
+template <int stride, bool same, Factors factors>
 void WeightGradientOperator(const Tensors& t) {  // x, dy, weight (for its shape alone) to dweight
-  WeightGradient(GeometryOf<stride, same>(t, 0, 2, 1), t.In(0), t.In(1), t.Out(3));
+  WeightGradient(factors, GeometryOf<stride, same>(t, 0, 2, 1), t.In(0), t.In(1), t.Out(3));
 }
 
 }  // namespace
 }  // namespace ddrnet
 
-#define DDRNET_CONVOLUTION(suffix, stride, same)                                                      \
-  DDRNET_OPERATOR(conv2d_##suffix, (ddrnet::ForwardOperator<stride, same>))                           \
-  DDRNET_OPERATOR(conv2d_bias_##suffix, (ddrnet::BiasOperator<stride, same>))                         \
-  DDRNET_OPERATOR(conv2d_input_gradient_##suffix, (ddrnet::InputGradientOperator<stride, same>))      \
-  DDRNET_OPERATOR(conv2d_weight_gradient_##suffix, (ddrnet::WeightGradientOperator<stride, same>))
+#define DDRNET_CONVOLUTION(suffix, stride, same, factors)                                                     \
+  DDRNET_OPERATOR(conv2d_##suffix, (ddrnet::ForwardOperator<stride, same, factors>))                          \
+  DDRNET_OPERATOR(conv2d_bias_##suffix, (ddrnet::BiasOperator<stride, same, factors>))                        \
+  DDRNET_OPERATOR(conv2d_input_gradient_##suffix, (ddrnet::InputGradientOperator<stride, same, factors>))     \
+  DDRNET_OPERATOR(conv2d_weight_gradient_##suffix, (ddrnet::WeightGradientOperator<stride, same, factors>))
+#define DDRNET_CONVOLUTIONS(suffix, stride, same)                                          \
+  DDRNET_CONVOLUTION(suffix, stride, same, ddrnet::Factors::kFloat32)                      \
+  DDRNET_CONVOLUTION(suffix##_bfloat16, stride, same, ddrnet::Factors::kBfloat16)
 
-DDRNET_CONVOLUTION(1, 1, false)
-DDRNET_CONVOLUTION(2, 2, false)
-DDRNET_CONVOLUTION(2_same, 2, true)
+DDRNET_CONVOLUTIONS(1, 1, false)
+DDRNET_CONVOLUTIONS(2, 2, false)
+DDRNET_CONVOLUTIONS(2_same, 2, true)
+
+extern "C" int ddrnet_has_bfloat16() { return ddrnet::kHasBfloat16; }

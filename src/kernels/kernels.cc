@@ -13,7 +13,7 @@
 namespace ddrnet {
 namespace {
 
-template <int vectors>
+template <Factors factors, int vectors>
 void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* const* out, Start start,
             const float* bias) {
   constexpr int m = RowsOf(vectors);
@@ -41,9 +41,15 @@ void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* 
       for (int v = 0; v < vectors; ++v) column[v] = *reinterpret_cast<const Vec*>(panel + v * kLanes);
 #pragma GCC unroll 16
       for (int i = 0; i < m; ++i) {
-        const Vec value = Vec{} + row[i][k];
+        const Vec value = Broadcast(row[i][k]);
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) sum[i][v] += value * column[v];
+        for (int v = 0; v < vectors; ++v) {
+          if constexpr (factors == Factors::kFloat32) {
+            sum[i][v] += value * column[v];
+          } else {
+            sum[i][v] = AddProducts(sum[i][v], value, column[v]);
+          }
+        }
       }
     }
   }
@@ -54,21 +60,43 @@ void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* 
   }
 }
 
-}  // namespace
-
-void Tile(int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* const* out,
-          Start start, const float* bias) {
+template <Factors factors>
+void TileOfAny(int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel,
+               float* const* out, Start start, const float* bias) {
   switch (vectors) {
-    case 1: return TileOf<1>(rows, taps, depth, panel, out, start, bias);
-    case 2: return TileOf<2>(rows, taps, depth, panel, out, start, bias);
+    case 1: return TileOf<factors, 1>(rows, taps, depth, panel, out, start, bias);
+    case 2: return TileOf<factors, 2>(rows, taps, depth, panel, out, start, bias);
 #if defined(__AVX512F__) || !defined(__AVX__)
-    case 3: return TileOf<3>(rows, taps, depth, panel, out, start, bias);
-    case 4: return TileOf<4>(rows, taps, depth, panel, out, start, bias);
+    case 3: return TileOf<factors, 3>(rows, taps, depth, panel, out, start, bias);
+    case 4: return TileOf<factors, 4>(rows, taps, depth, panel, out, start, bias);
 #endif
   }
 }
 
+}  // namespace
+
+void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel,
+          float* const* out, Start start, const float* bias) {
+  if (factors == Factors::kFloat32) {
+    TileOfAny<Factors::kFloat32>(vectors, rows, taps, depth, panel, out, start, bias);
+  } else {
+    TileOfAny<Factors::kBfloat16>(vectors, rows, taps, depth, panel, out, start, bias);
+  }
+}
+
 namespace {
+
+#if defined(__x86_64__)
+unsigned DropDenormals() {  // returns the mode so far
+  const unsigned mode = __builtin_ia32_stmxcsr();
+  __builtin_ia32_ldmxcsr(mode | 0x8040);
+  return mode;
+}
+void RestoreMode(unsigned mode) { __builtin_ia32_ldmxcsr(mode); }
+#else
+unsigned DropDenormals() { return 0; }
+void RestoreMode(unsigned) {}
+#endif
 
 // Threads that sleep between operators. Workers take indices one by one, so a thread whose core is busy with something
 // else (decoding the next batch) delays nobody; one that wakes too late finds nothing to do and is not waited for.
@@ -107,6 +135,7 @@ class Pool {
   }
 
   void Work() {
+    DropDenormals();
     int64_t seen = 0;
     while (true) {
       // The next operator is often a few microseconds away: cheaper to look than to sleep and be woken.
@@ -177,7 +206,13 @@ int Threads() { return ThePool().size(); }
 float* Scratch(int slot, int64_t floats) { return arenas[slot].Hold(floats); }
 float* ThreadScratch(int64_t floats) { return thread_arena.Hold(floats); }
 
-Exclusive::Exclusive() { operator_mutex.lock(); }
-Exclusive::~Exclusive() { operator_mutex.unlock(); }
+Exclusive::Exclusive() {
+  operator_mutex.lock();
+  mode_ = DropDenormals();
+}
+Exclusive::~Exclusive() {
+  RestoreMode(mode_);
+  operator_mutex.unlock();
+}
 
 }  // namespace ddrnet

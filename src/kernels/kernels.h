@@ -8,7 +8,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace ddrnet {
 
@@ -21,6 +26,13 @@ constexpr int kLanes = 4, kAccumulators = 24, kMostVectors = 4;
 #endif
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef float VecU __attribute__((vector_size(kLanes * 4), aligned(4)));  // anywhere in memory
+
+// The bits of one number in all lanes. Not an addition: a pair of bfloat16 may look like a denormal number.
+template <int... lane>
+inline Vec BroadcastTo(float value, std::integer_sequence<int, lane...>) {
+  return Vec{((void)lane, value)...};
+}
+inline Vec Broadcast(float value) { return BroadcastTo(value, std::make_integer_sequence<int, kLanes>{}); }
 
 constexpr int kBlock = kMostVectors * kLanes;  // columns that a tile computes at once
 
@@ -56,6 +68,28 @@ inline void Transpose(Vec (&square)[kLanes]) {
   }
 }
 
+// What is multiplied: float32, or pairs of bfloat16 in the place of one float32 each, whose products are added up in
+// float32. Pairs are neighbours along the sum.
+enum class Factors { kFloat32, kBfloat16 };
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasBfloat16 = true;
+inline Vec Narrow(Vec low, Vec high) {  // two vectors to one of their pairs
+  const __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
+  const __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high));
+  return (Vec)_mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+}
+inline void NarrowTo(float* to, Vec values) {  // kLanes neighbours to kLanes / 2 pairs
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(values));
+}
+inline Vec AddProducts(Vec sum, Vec a, Vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+#else
+constexpr bool kHasBfloat16 = false;
+inline Vec Narrow(Vec, Vec) { return {}; }
+inline void NarrowTo(float*, Vec) {}
+inline Vec AddProducts(Vec sum, Vec, Vec) { return sum; }
+#endif
+
 enum class Start { kZero, kBias, kOutput };
 
 // The kernel: a tile of RowsOf(vectors) rows and `vectors` vectors of columns,
@@ -64,8 +98,9 @@ enum class Start { kZero, kBias, kOutput };
 //   rows: for every tap, a pointer for each row of the tile: an indirect convolution (Dukhan, arXiv 1907.02129)
 //   panel: aligned to a vector
 //   start: zero; the bias, one for each column; or what `out` holds
-void Tile(int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* const* out,
-          Start start, const float* bias = nullptr);
+// Of bfloat16, rows and panel hold pairs, and depth counts them.
+void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel,
+          float* const* out, Start start, const float* bias = nullptr);
 
 // Calls work(i) for i in [0, count) from all threads of the process; returns when all are done. Which thread takes which
 // i is open, so what a call computes must not depend on it. One operator at a time has the threads.
@@ -79,11 +114,15 @@ float* Scratch(int slot, int64_t floats);
 // The same, of the calling thread alone, until its next call.
 float* ThreadScratch(int64_t floats);
 
-// Holds threads and scratch for one operator.
+// Holds threads and scratch for one operator, in which denormal numbers count as zero: they are slow, and whether they
+// do must not depend on the thread.
 class Exclusive {
  public:
   Exclusive();
   ~Exclusive();
+
+ private:
+  unsigned mode_;
 };
 
 // How MindSpore hands tensors to an operator: inputs, then outputs.

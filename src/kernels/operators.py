@@ -46,15 +46,16 @@ class InPlace(Operator):
 
 
 @functools.cache
-def convolution(stride: int, same: bool, bias: bool) -> Operator:
+def convolution(stride: int, same: bool, bias: bool, bfloat16: bool = False) -> Operator:
     """x (N, H, W, C), weight (O, C, k, k)[, bias (O)] to (N, ceil(H / stride), ceil(W / stride), O).
 
     Args:
         stride: 1 or 2.
         same: pad as little as is needed, at the right and bottom first; otherwise k // 2 on every side.
         bias: whether there is one.
+        bfloat16: multiply in bfloat16 and add up in float32, where the processor can (`has_bfloat16`).
     """
-    suffix = f"{stride}_same" if same else str(stride)
+    suffix = f"{stride}{'_same' if same else ''}{'_bfloat16' if bfloat16 else ''}"
     input_gradient = Operator(f"conv2d_input_gradient_{suffix}", lambda dy, weight, x: x)
     weight_gradient = Operator(f"conv2d_weight_gradient_{suffix}", lambda x, dy, weight: weight)
 

@@ -11,7 +11,7 @@ def create_model(
     num_classes: int = 1000,
     drop_path_rate: float = 0.0,
     flavour: str = "zoo",
-    native: bool = False,
+    native: str = "",
 ):
     """Build a classifier of the DDRNet family, initialised at random (He et al., fan-out).
 
@@ -20,7 +20,8 @@ def create_model(
         num_classes: how many logits.
         drop_path_rate: probability of dropping the deepest residual branch while training; 0 at the input's end.
         flavour: "zoo" as the checkpoint published on MindSpore Hub, "paper" as the authors' PyTorch weights.
-        native: build it of the kernels in `src.kernels`, for training and inference on the CPU in float32.
+        native: for the CPU, build it of the kernels in `src.kernels`, with convolutions that multiply in "float32" or
+            in "bfloat16" (what is between them is float32); "": of MindSpore's operators, for every device.
 
     Returns:
         An `nn.Cell` from float32 (N, 3, H, W), H and W at least 32, to logits (N, num_classes).
@@ -34,7 +35,9 @@ def create_model(
         if value not in known:
             raise UserError(f"{key}: {value!r} is not one of {', '.join(known)}")
     if native:
-        from src.models.channels_last import ChannelsLast as Layers
+        from src.models.channels_last import LAYERS
+
+        layers = LAYERS[native]
     else:
-        from src.models.layers import Layers
-    return DDRNet(ARCHITECTURES[arch], FLAVOURS[flavour], num_classes, drop_path_rate, Layers)
+        from src.models.layers import Layers as layers
+    return DDRNet(ARCHITECTURES[arch], FLAVOURS[flavour], num_classes, drop_path_rate, layers)

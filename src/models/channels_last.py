@@ -12,14 +12,22 @@ from src.models.layers import Layers
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` on NHWC: square kernels, stride 1 or 2, pad_mode same or kernel // 2 on every side."""
 
+    bfloat16 = False  # whether it multiplies in bfloat16; sums are float32
+
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self.operator = operators.convolution(self.stride[0], self.pad_mode == "same", self.has_bias)
+        self.operator = operators.convolution(self.stride[0], self.pad_mode == "same", self.has_bias, self.bfloat16)
 
     def construct(self, x: Tensor) -> Tensor:
         if self.has_bias:
             return self.operator(x, self.weight, self.bias)
         return self.operator(x, self.weight)
+
+
+class Bfloat16Conv2d(Conv2d):
+    """The same, multiplying in bfloat16."""
+
+    bfloat16 = True
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -63,3 +71,12 @@ class ChannelsLast(Layers):
     def enter(images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to (N, H, W, 3)."""
         return ops.transpose(images, (0, 2, 3, 1))
+
+
+class Bfloat16ChannelsLast(ChannelsLast):
+    """The same with convolutions that multiply in bfloat16."""
+
+    conv = Bfloat16Conv2d
+
+
+LAYERS = {"float32": ChannelsLast, "bfloat16": Bfloat16ChannelsLast}

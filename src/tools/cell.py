@@ -7,7 +7,7 @@ import mindspore as ms
 from mindspore import nn
 
 from src.args import Config
-from src.kernels.build import library
+from src.kernels.build import has_bfloat16, library
 
 _log = logging.getLogger(__name__)
 
@@ -17,12 +17,16 @@ def cast_amp(network: nn.Cell, amp_level: str, keep_bn_fp32: bool) -> nn.Cell:
 
     Args:
         network: with its classifier in `network.linear`.
-        amp_level: O0 all float32; O1 convolutions float16; O2 all but the classifier float16; O3 all float16.
+        amp_level: O0 all float32; O1 convolutions float16; O2 all but the classifier float16; O3 all float16; auto: O2,
+            on the CPU O0, whose kernels know bfloat16 by themselves.
         keep_bn_fp32: at O2 and O3, batch norm computes in float32.
     """
+    on_cpu = ms.get_context("device_target") == "CPU"
+    if amp_level == "auto":
+        amp_level = "O0" if on_cpu else "O2"
     if amp_level == "O0":
         return network
-    if ms.get_context("device_target") == "CPU":
+    if on_cpu:
         _log.warning("amp_level %s: float16 is 3 to 5 times slower than float32 on a CPU; O0 is faster", amp_level)
     if amp_level == "O1":
         half = [cell for _, cell in network.cells_and_names() if isinstance(cell, nn.Conv2d)]
@@ -40,13 +44,19 @@ def cast_amp(network: nn.Cell, amp_level: str, keep_bn_fp32: bool) -> nn.Cell:
 
 @dataclass(frozen=True)
 class Native:
-    """Which parts of a run use the kernels in `src.kernels`: the network, and the update of its weights."""
+    """Which parts of a run use the kernels in `src.kernels`.
 
-    network: bool
+    network: "float32" or "bfloat16", in which convolutions multiply; "": MindSpore's operators. update: whether the
+    update of the weights does.
+    """
+
+    network: str
     update: bool
 
 
 def native_kernels(config: Config) -> Native:
-    """Where the CPU's own kernels serve: they compute in float32, and must have been compiled."""
-    update = config.device_target == "CPU" and config.cpu_kernels == "native" and library() is not None
-    return Native(network=update and config.amp_level == "O0", update=update)
+    """Where the CPU's own kernels serve: they compute in float32 or bfloat16, and must have been compiled."""
+    if config.device_target != "CPU" or config.cpu_kernels != "native" or library() is None:
+        return Native(network="", update=False)
+    network = {"O0": "float32", "auto": "bfloat16" if has_bfloat16() else "float32"}.get(config.amp_level, "")
+    return Native(network, update=True)
