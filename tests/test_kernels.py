@@ -17,11 +17,21 @@ from src.tools.cell import native_kernels
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
-RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_noise_whatever_ran_before():
+    noise.rng = np.random.default_rng(0)
 
 
 def noise(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
+    return noise.rng.standard_normal(shape).astype(np.float32)
+
+
+def relued(*shape: int) -> np.ndarray:
+    """Noise of which a third is zero, as behind a ReLU."""
+    values = noise(*shape)
+    return np.where(values < -0.43, np.float32(0), values)
 
 
 def padding(size: int, kernel: int, stride: int, same: bool) -> tuple[int, int]:
@@ -66,7 +76,7 @@ needs_bfloat16 = pytest.mark.skipif(not build.has_bfloat16(), reason="the proces
 @pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
 @pytest.mark.parametrize(("shape", "out", "kernel", "stride", "same"), SHAPES)
 def test_a_convolution_and_its_gradients_equal_the_sums_that_define_them(shape, out, kernel, stride, same, bfloat16):
-    """In bfloat16 they are the exact sums of the rounded factors; an odd number of channels is multiplied in float32."""
+    """In bfloat16 they are the exact sums of rounded factors; an odd number of channels is multiplied in float32."""
 
     def rounded(values: np.ndarray, channels: int = 2) -> np.ndarray:
         return to_bfloat16(values) if bfloat16 and channels % 2 == 0 else values
@@ -74,10 +84,10 @@ def test_a_convolution_and_its_gradients_equal_the_sums_that_define_them(shape, 
     def relative(got: Tensor, want: np.ndarray) -> float:
         return np.abs(got.asnumpy() - want).max() / np.abs(want).max()
 
-    x, weight, bias = np.maximum(noise(*shape), 0), noise(out, shape[3], kernel, kernel), noise(out)
+    x, weight, bias = relued(*shape), noise(out, shape[3], kernel, kernel), noise(out)
     read, factor = patches(rounded(x, shape[3]), kernel, stride, same), rounded(weight, shape[3]).astype(np.float64)
     want = np.einsum("nhwcij,ocij->nhwo", read, factor, optimize=True)
-    dy = np.maximum(noise(*want.shape), 0)
+    dy = relued(*want.shape)
     read = patches(rounded(x), kernel, stride, same)
     dweight = np.einsum("nhwcij,nhwo->ocij", read, rounded(dy).astype(np.float64), optimize=True)
     # what each output pixel hands back to the input pixels that it has read
@@ -103,35 +113,57 @@ def test_a_convolution_and_its_gradients_equal_the_sums_that_define_them(shape, 
     assert max(map(relative, got, exact)) < 3e-6
 
 
+@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("shape", "out", "kernel", "stride", "same"), SHAPES[::3])
+def test_a_convolution_finishes_with_bias_shortcut_and_relu(shape, out, kernel, stride, same, adds, relu, bfloat16):
+    x, weight, bias = Tensor(noise(*shape)), Tensor(noise(out, shape[3], kernel, kernel)), Tensor(noise(out))
+    want = operators.convolution(stride, same, True, bfloat16)(x, weight, bias).asnumpy()
+    shortcut = noise(*want.shape)
+    if adds:
+        want = want + shortcut
+    if relu:
+        want = np.maximum(want, 0)
+    finished = operators.finished_convolution(stride, same, relu, bfloat16)
+    got = finished(x, weight, bias, *[Tensor(shortcut)] * adds).asnumpy()
+    np.testing.assert_allclose(got, want, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize(
     ("shape", "offset"), [((3, 5, 7, 6), 0.0), ((8, 40, 40, 64), 100.0), ((1, 1, 2, 33), 0.0), ((2, 2, 2, 512), 3.0)]
 )
-def test_batch_norm_and_its_gradient_equal_the_published_formula(shape, offset):
+def test_batch_norm_and_its_gradient_equal_the_published_formula(shape, offset, adds, relu):
     """With an offset much larger than the deviation, which sums of squares alone would not survive."""
     x, dy, channels = noise(*shape) + np.float32(offset), noise(*shape), shape[3]
     gamma, beta, moving_mean, moving_variance = noise(channels), noise(channels), noise(channels), noise(channels) ** 2
-    rule = np.array([1e-5, 0.9], np.float32)
-    flat, grads, rows = x.reshape(-1, channels).astype(np.float64), dy.reshape(-1, channels), x.size // channels
+    shortcut, rule = noise(*shape), np.array([1e-5, 0.9], np.float32)
+    flat, rows = x.reshape(-1, channels).astype(np.float64), x.size // channels
     mean, variance = flat.mean(0), flat.var(0)
     inverse = 1 / np.sqrt(variance + 1e-5)
     normal = (flat - mean) * inverse
-    norm = operators.batch_norm()
-    tensors = [Tensor(value) for value in (x, gamma, beta, moving_mean, moving_variance, rule)]
+    want = (normal * gamma + beta).reshape(shape) + adds * shortcut
+    norm = operators.batch_norm(relu, adds)
+    tensors = [Tensor(value) for value in (x, gamma, beta, moving_mean, moving_variance, rule, shortcut)][: 6 + adds]
     y, got_mean, got_inverse, new_mean, new_variance = (out.asnumpy() for out in norm(*tensors))
-    np.testing.assert_allclose(y.reshape(rows, channels), normal * gamma + beta, atol=3e-5 * (1 + offset / 10))
+    np.testing.assert_allclose(y, np.maximum(want, 0) if relu else want, atol=3e-5 * (1 + offset / 10))
     np.testing.assert_allclose(got_mean, mean, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(got_inverse, inverse, rtol=1e-4)
     np.testing.assert_allclose(new_mean, 0.9 * moving_mean + 0.1 * mean, rtol=1e-5, atol=1e-6)
     unbiased = variance * rows / (rows - 1)
     np.testing.assert_allclose(new_variance, 0.9 * moving_variance + 0.1 * unbiased, rtol=1e-4)
 
-    def scalar(x, gamma, beta):
-        return (norm(x, gamma, beta, *tensors[3:])[0] * Tensor(dy)).sum()
+    def scalar(*inputs):
+        return (norm(*inputs)[0] * Tensor(dy)).sum()
 
-    got = ops.grad(scalar, (0, 1, 2))(*tensors[:3])
-    dgamma, dbeta = (grads * normal).sum(0), grads.astype(np.float64).sum(0)
+    got = ops.grad(scalar, (0, 1, 2, 6)[: 3 + adds])(*tensors)
+    behind = np.where(y > 0, dy, 0) if relu else dy
+    grads = behind.reshape(rows, channels).astype(np.float64)
+    dgamma, dbeta = (grads * normal).sum(0), grads.sum(0)
     dx = gamma * inverse * (grads - dbeta / rows - normal * dgamma / rows)
-    for gradient, exact in zip(got, (dx.reshape(shape), dgamma, dbeta)):
+    for gradient, exact in zip(got, (dx.reshape(shape), dgamma, dbeta, behind)):
         scale = max(1, np.abs(exact).max()) * (1 + offset / 10)
         np.testing.assert_allclose(gradient.asnumpy(), exact, atol=3e-5 * scale)
 

@@ -23,13 +23,18 @@ struct Rows {
   int64_t count(int64_t c) const { return std::min(chunk, rows - c * chunk); }
 };
 
-// x, gamma, beta, moving mean, moving variance, rule (2: eps, momentum) to y, mean, 1 / deviation, both moving ones anew.
+// x, gamma, beta, moving mean, moving variance, rule (2: eps, momentum)[, shortcut] to y, mean, 1 / deviation, both
+// moving ones anew. y is the normalized x, plus the shortcut, through a ReLU where asked for.
+template <bool relu, bool adds>
 void Normalize(const Tensors& t) {
   const Rows r(t, 0);
   const int64_t channels = r.channels;
   const float *x = t.In(0), *gamma = t.In(1), *beta = t.In(2), *moving_mean = t.In(3), *moving_variance = t.In(4);
   const double eps = t.In(5)[0], momentum = t.In(5)[1];
-  float *y = t.Out(6), *mean = t.Out(7), *inverse = t.Out(8), *new_mean = t.Out(9), *new_variance = t.Out(10);
+  const float* shortcut = t.In(6);
+  constexpr int out = adds ? 7 : 6;
+  float *y = t.Out(out), *mean = t.Out(out + 1), *inverse = t.Out(out + 2);
+  float *new_mean = t.Out(out + 3), *new_variance = t.Out(out + 4);
   // Of each chunk the mean, and the squared distances from it, which no cancellation spoils.
   float* means = Scratch(kFirst, r.chunks * channels);
   float* squares = Scratch(kSecond, r.chunks * channels);
@@ -71,31 +76,42 @@ void Normalize(const Tensors& t) {
     new_variance[i] = static_cast<float>(momentum * moving_variance[i] + (1.0 - momentum) * unbiased);
   }
   Parallel(r.chunks, [&](int64_t c) {
-    const float* from = x + r.first(c) * channels;
-    float* to = y + r.first(c) * channels;
-    for (int64_t row = 0; row < r.count(c); ++row, from += channels, to += channels) {
-      for (int64_t i = 0; i < channels; ++i) to[i] = from[i] * scale[i] + shift[i];
+    const int64_t first = r.first(c) * channels, last = first + r.count(c) * channels;
+    for (int64_t row = first; row < last; row += channels) {
+      const float *__restrict__ from = x + row, *__restrict__ added = shortcut + (adds ? row : 0);
+      float* __restrict__ to = y + row;
+      for (int64_t i = 0; i < channels; ++i) {
+        float value = from[i] * scale[i] + shift[i];
+        if (adds) value += added[i];
+        to[i] = relu && value < 0 ? 0 : value;
+      }
     }
   });
 }
 
-// x, dy, gamma, mean, 1 / deviation to dx, dgamma, dbeta.
+// x, dy, gamma, mean, 1 / deviation[, y] to dx, dgamma, dbeta[, the shortcut's gradient]. Behind a ReLU, y says where dy
+// counts.
+template <bool relu, bool adds>
 void NormalizeGradient(const Tensors& t) {
   const Rows r(t, 0);
   const int64_t channels = r.channels;
-  const float *x = t.In(0), *dy = t.In(1), *gamma = t.In(2), *mean = t.In(3), *inverse = t.In(4);
-  float *dx = t.Out(5), *dgamma = t.Out(6), *dbeta = t.Out(7);
+  const float *x = t.In(0), *dy = t.In(1), *gamma = t.In(2), *mean = t.In(3), *inverse = t.In(4), *y = t.In(5);
+  constexpr int out = relu ? 6 : 5;
+  float *dx = t.Out(out), *dgamma = t.Out(out + 1), *dbeta = t.Out(out + 2), *dshortcut = t.Out(out + 3);
   float* sums = Scratch(kFirst, r.chunks * channels);
   float* products = Scratch(kSecond, r.chunks * channels);
   Parallel(r.chunks, [&](int64_t c) {
-    const float *from = x + r.first(c) * channels, *grad = dy + r.first(c) * channels;
-    float *s = sums + c * channels, *p = products + c * channels;
+    const int64_t first = r.first(c) * channels, last = first + r.count(c) * channels;
+    float *__restrict__ s = sums + c * channels, *__restrict__ p = products + c * channels;
     std::fill_n(s, channels, 0.0f);
     std::fill_n(p, channels, 0.0f);
-    for (int64_t row = 0; row < r.count(c); ++row, from += channels, grad += channels) {
+    for (int64_t row = first; row < last; row += channels) {
+      const float *__restrict__ from = x + row, *__restrict__ behind = y + (relu ? row : 0);
+      const float* __restrict__ gradient = dy + row;
       for (int64_t i = 0; i < channels; ++i) {
-        s[i] += grad[i];
-        p[i] += grad[i] * (from[i] - mean[i]);
+        const float all = gradient[i], grad = !relu || behind[i] > 0 ? all : 0;
+        s[i] += grad;
+        p[i] += grad * (from[i] - mean[i]);
       }
     }
   });
@@ -111,10 +127,16 @@ void NormalizeGradient(const Tensors& t) {
     shift[i] = static_cast<float>(-scale[i] * sum / r.rows) - factor[i] * mean[i];
   }
   Parallel(r.chunks, [&](int64_t c) {
-    const float *from = x + r.first(c) * channels, *grad = dy + r.first(c) * channels;
-    float* to = dx + r.first(c) * channels;
-    for (int64_t row = 0; row < r.count(c); ++row, from += channels, grad += channels, to += channels) {
-      for (int64_t i = 0; i < channels; ++i) to[i] = grad[i] * scale[i] + from[i] * factor[i] + shift[i];
+    const int64_t first = r.first(c) * channels, last = first + r.count(c) * channels;
+    for (int64_t row = first; row < last; row += channels) {
+      const float *__restrict__ from = x + row, *__restrict__ behind = y + (relu ? row : 0);
+      const float* __restrict__ gradient = dy + row;
+      float *__restrict__ to = dx + row, *__restrict__ aside = dshortcut + (relu && adds ? row : 0);
+      for (int64_t i = 0; i < channels; ++i) {
+        const float all = gradient[i], grad = !relu || behind[i] > 0 ? all : 0;
+        to[i] = grad * scale[i] + from[i] * factor[i] + shift[i];
+        if (relu && adds) aside[i] = grad;
+      }
     }
   });
 }
@@ -122,5 +144,10 @@ void NormalizeGradient(const Tensors& t) {
 }  // namespace
 }  // namespace ddrnet
 
-DDRNET_OPERATOR(batch_norm, ddrnet::Normalize)
-DDRNET_OPERATOR(batch_norm_gradient, ddrnet::NormalizeGradient)
+DDRNET_OPERATOR(batch_norm, (ddrnet::Normalize<false, false>))
+DDRNET_OPERATOR(batch_norm_relu, (ddrnet::Normalize<true, false>))
+DDRNET_OPERATOR(batch_norm_add, (ddrnet::Normalize<false, true>))
+DDRNET_OPERATOR(batch_norm_add_relu, (ddrnet::Normalize<true, true>))
+DDRNET_OPERATOR(batch_norm_gradient, (ddrnet::NormalizeGradient<false, false>))
+DDRNET_OPERATOR(batch_norm_gradient_relu, (ddrnet::NormalizeGradient<true, false>))
+DDRNET_OPERATOR(batch_norm_gradient_add_relu, (ddrnet::NormalizeGradient<true, true>))

@@ -199,10 +199,18 @@ Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::
   return panels;
 }
 
+// What is added to a convolution: for each channel of y a bias, for each number of y a shortcut, each or none; then a
+// ReLU or none.
+struct Finish {
+  const float* bias = nullptr;
+  const float* shortcut = nullptr;
+  bool relu = false;
+};
+
 // The rows that `gather` lists for every image, times the panels: from `in` to `out`, whose pixels are
 // `panels.columns` floats.
 void Multiply(const Gather& gather, int64_t images, const float* in, int64_t image_in, const Panels& panels, float* out,
-              int64_t image_out, const float* bias) {
+              int64_t image_out, const Finish& finish) {
   const int64_t pixels = static_cast<int64_t>(gather.out.size()), taps = panels.taps;
   const int64_t rows = pixels * images, blocks = panels.blocks();
   const float* zeros = Zeros(panels.depth);
@@ -211,17 +219,25 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
   const int64_t chunks = DivideUp(rows, kChunk), parts = std::min(blocks, DivideUp(8 * Threads(), chunks));
   Parallel(chunks * parts, [&](int64_t job) {
     const int64_t first = job / parts * kChunk, count = std::min(kChunk, rows - first), part = job % parts;
-    // Where each row of the chunk writes, and what each tile's taps read. The rows that fill up the last tile read what
-    // the last real one does, and write aside, as do columns that fill up the last vector.
+    // Where in `out` each row of the chunk lies, and what each tile's taps read. The rows that fill up the last tile
+    // read what the last real one does, and write aside, as do columns that fill up the last vector.
     static thread_local std::vector<const float*> from;
-    float* place[kChunk];
-    float spare[kMostRows * kBlock], padded_bias[kBlock] = {};
+    int64_t place[kChunk];
+    float spare[kMostRows * kBlock], padded_bias[kBlock] = {}, padded_shortcut[kMostRows * kBlock] = {};
     int filled = 0;
     for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
       const int vectors = VectorsOf(panels.columns, block), m = RowsOf(vectors);
       const int64_t real = std::min<int64_t>(kBlock, panels.columns - block * kBlock);
       const bool whole = real == vectors * kLanes;
-      if (bias) std::copy_n(bias + block * kBlock, real, padded_bias);
+      const float* shortcuts[kMostRows];
+      Frame frame;
+      frame.relu = finish.relu;
+      if (finish.shortcut) frame.shortcut = shortcuts;
+      if (finish.bias) {
+        frame.start = Frame::Start::kBias;
+        frame.bias = padded_bias;
+        std::copy_n(finish.bias + block * kBlock, real, padded_bias);
+      }
       if (m != filled) {  // the pointers serve all blocks of one width
         filled = m;
         from.resize(DivideUp(count, m) * m * taps);
@@ -231,19 +247,23 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
           const int32_t* offset = gather.in.data() + pixel * taps;
           const float** to = from.data() + row / m * m * taps + row % m;
           for (int64_t t = 0; t < taps; ++t) to[t * m] = offset[t] < 0 ? zeros : base + offset[t];
-          if (row < count) place[row] = out + image * image_out + gather.out[pixel];
+          if (row < count) place[row] = image * image_out + gather.out[pixel];
           if (row < count - 1 && ++pixel == pixels) pixel = 0, ++image;
         }
       }
       for (int64_t row = 0; row < count; row += m) {
         float* to[kMostRows];
         for (int i = 0; i < m; ++i) {
-          to[i] = whole && row + i < count ? place[row + i] + block * kBlock : spare + i * kBlock;
+          const bool inside = row + i < count;
+          const int64_t offset = inside ? place[row + i] + block * kBlock : 0;
+          to[i] = whole && inside ? out + offset : spare + i * kBlock;
+          if (!finish.shortcut) continue;
+          shortcuts[i] = whole && inside ? finish.shortcut + offset : padded_shortcut + i * kBlock;
+          if (!whole && inside) std::copy_n(finish.shortcut + offset, real, padded_shortcut + i * kBlock);
         }
-        Tile(panels.factors, vectors, from.data() + row * taps, taps, panels.depth, panels[block], to,
-             bias ? Start::kBias : Start::kZero, padded_bias);
+        Tile(panels.factors, vectors, from.data() + row * taps, taps, panels.depth, panels[block], to, frame);
         for (int i = 0; !whole && i < m && row + i < count; ++i) {
-          std::copy_n(spare + i * kBlock, real, place[row + i] + block * kBlock);
+          std::copy_n(spare + i * kBlock, real, out + place[row + i] + block * kBlock);
         }
       }
     }
@@ -253,7 +273,7 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
 // Pairs need an even number along the sum; the images' three channels stay float32.
 Factors Usable(Factors factors, int64_t depth) { return depth % 2 == 0 && kHasBfloat16 ? factors : Factors::kFloat32; }
 
-void Forward(Factors wanted, const Geometry& g, const float* x, const float* weight, const float* bias, float* y) {
+void Forward(Factors wanted, const Geometry& g, const float* x, const float* weight, const Finish& finish, float* y) {
   const Factors factors = Usable(wanted, g.in);
   Geometry read = g;  // as the rows are read: in pairs, half as many channels
   if (factors == Factors::kBfloat16) {
@@ -262,7 +282,8 @@ void Forward(Factors wanted, const Geometry& g, const float* x, const float* wei
   }
   for (const Gather& gather : Cached(read, true)) {
     const Panels panels = Pack(factors, g, weight, gather.taps, false);
-    Multiply(gather, g.images, x, g.height * g.width * read.in, panels, y, g.out_height * g.out_width * g.out, bias);
+    Multiply(gather, g.images, x, g.height * g.width * read.in, panels, y, g.out_height * g.out_width * g.out,
+             finish);
   }
 }
 
@@ -275,8 +296,7 @@ void InputGradient(Factors wanted, const Geometry& g, const float* dy, const flo
   }
   for (const Gather& gather : Cached(read, false)) {
     const Panels panels = Pack(factors, g, weight, gather.taps, true);
-    Multiply(gather, g.images, dy, g.out_height * g.out_width * read.out, panels, dx, g.height * g.width * g.in,
-             nullptr);
+    Multiply(gather, g.images, dy, g.out_height * g.out_width * read.out, panels, dx, g.height * g.width * g.in, {});
   }
 }
 
@@ -375,7 +395,9 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
           to[i] = inside && real == width ? product + (o + i) * columns : spare + i * kBlock;
           if (inside && real != width) std::copy_n(product + (o + i) * columns, real, to[i]);
         }
-        Tile(factors, vectors, from, 1, pairs ? DivideUp(count, 2) : count, panel, to, begin == 0 ? Start::kZero : Start::kOutput);
+        Frame frame;
+        if (begin > 0) frame.start = Frame::Start::kOutput;
+        Tile(factors, vectors, from, 1, pairs ? DivideUp(count, 2) : count, panel, to, frame);
         for (int i = 0; real != width && i < m && o + i < g.out; ++i) {
           std::copy_n(to[i], real, product + (o + i) * columns);
         }
@@ -394,13 +416,15 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
 }
 
 template <int stride, bool same, Factors factors>
-void ForwardOperator(const Tensors& t) {
-  Forward(factors, GeometryOf<stride, same>(t, 0, 1, 2), t.In(0), t.In(1), nullptr, t.Out(2));
+void ForwardOperator(const Tensors& t) {  // x, weight to y
+  Forward(factors, GeometryOf<stride, same>(t, 0, 1, 2), t.In(0), t.In(1), {}, t.Out(2));
 }
 
-template <int stride, bool same, Factors factors>
-void BiasOperator(const Tensors& t) {
-  Forward(factors, GeometryOf<stride, same>(t, 0, 1, 3), t.In(0), t.In(1), t.In(2), t.Out(3));
+template <int stride, bool same, Factors factors, bool relu>
+void BiasOperator(const Tensors& t) {  // x, weight, bias[, shortcut] to y
+  const int y = t.count - 1;
+  const Finish finish{t.In(2), y == 4 ? t.In(3) : nullptr, relu};
+  Forward(factors, GeometryOf<stride, same>(t, 0, 1, y), t.In(0), t.In(1), finish, t.Out(y));
 }
 
 template <int stride, bool same, Factors factors>
@@ -418,7 +442,8 @@ void WeightGradientOperator(const Tensors& t) {  // x, dy, weight (for its shape
 
 #define DDRNET_CONVOLUTION(suffix, stride, same, factors)                                                     \
   DDRNET_OPERATOR(conv2d_##suffix, (ddrnet::ForwardOperator<stride, same, factors>))                          \
-  DDRNET_OPERATOR(conv2d_bias_##suffix, (ddrnet::BiasOperator<stride, same, factors>))                        \
+  DDRNET_OPERATOR(conv2d_bias_##suffix, (ddrnet::BiasOperator<stride, same, factors, false>))                 \
+  DDRNET_OPERATOR(conv2d_bias_relu_##suffix, (ddrnet::BiasOperator<stride, same, factors, true>))             \
   DDRNET_OPERATOR(conv2d_input_gradient_##suffix, (ddrnet::InputGradientOperator<stride, same, factors>))     \
   DDRNET_OPERATOR(conv2d_weight_gradient_##suffix, (ddrnet::WeightGradientOperator<stride, same, factors>))
 #define DDRNET_CONVOLUTIONS(suffix, stride, same)                                          \

@@ -14,8 +14,8 @@ namespace ddrnet {
 namespace {
 
 template <Factors factors, int vectors>
-void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* const* out, Start start,
-            const float* bias) {
+void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* const* out,
+            const Frame& frame) {
   constexpr int m = RowsOf(vectors);
   Vec sum[m][vectors];
 #pragma GCC unroll 16
@@ -23,13 +23,12 @@ void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* 
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) sum[i][v] = Vec{};
   }
-  if (start != Start::kZero) {
+  if (frame.start != Frame::Start::kZero) {
 #pragma GCC unroll 16
     for (int i = 0; i < m; ++i) {
+      const float* from = frame.start == Frame::Start::kBias ? frame.bias : out[i];
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) {
-        sum[i][v] = *reinterpret_cast<const VecU*>((start == Start::kBias ? bias : out[i]) + v * kLanes);
-      }
+      for (int v = 0; v < vectors; ++v) sum[i][v] = *reinterpret_cast<const VecU*>(from + v * kLanes);
     }
   }
   for (int64_t t = 0; t < taps; ++t, rows += m) {
@@ -53,6 +52,20 @@ void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* 
       }
     }
   }
+  if (frame.shortcut) {
+#pragma GCC unroll 16
+    for (int i = 0; i < m; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sum[i][v] += *reinterpret_cast<const VecU*>(frame.shortcut[i] + v * kLanes);
+    }
+  }
+  if (frame.relu) {
+#pragma GCC unroll 16
+    for (int i = 0; i < m; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sum[i][v] = Relu(sum[i][v]);
+    }
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < m; ++i) {
 #pragma GCC unroll 4
@@ -62,13 +75,13 @@ void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* 
 
 template <Factors factors>
 void TileOfAny(int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel,
-               float* const* out, Start start, const float* bias) {
+               float* const* out, const Frame& frame) {
   switch (vectors) {
-    case 1: return TileOf<factors, 1>(rows, taps, depth, panel, out, start, bias);
-    case 2: return TileOf<factors, 2>(rows, taps, depth, panel, out, start, bias);
+    case 1: return TileOf<factors, 1>(rows, taps, depth, panel, out, frame);
+    case 2: return TileOf<factors, 2>(rows, taps, depth, panel, out, frame);
 #if defined(__AVX512F__) || !defined(__AVX__)
-    case 3: return TileOf<factors, 3>(rows, taps, depth, panel, out, start, bias);
-    case 4: return TileOf<factors, 4>(rows, taps, depth, panel, out, start, bias);
+    case 3: return TileOf<factors, 3>(rows, taps, depth, panel, out, frame);
+    case 4: return TileOf<factors, 4>(rows, taps, depth, panel, out, frame);
 #endif
   }
 }
@@ -76,11 +89,11 @@ void TileOfAny(int vectors, const float* const* rows, int64_t taps, int64_t dept
 }  // namespace
 
 void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel,
-          float* const* out, Start start, const float* bias) {
+          float* const* out, const Frame& frame) {
   if (factors == Factors::kFloat32) {
-    TileOfAny<Factors::kFloat32>(vectors, rows, taps, depth, panel, out, start, bias);
+    TileOfAny<Factors::kFloat32>(vectors, rows, taps, depth, panel, out, frame);
   } else {
-    TileOfAny<Factors::kBfloat16>(vectors, rows, taps, depth, panel, out, start, bias);
+    TileOfAny<Factors::kBfloat16>(vectors, rows, taps, depth, panel, out, frame);
   }
 }
 

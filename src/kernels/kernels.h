@@ -34,6 +34,8 @@ inline Vec BroadcastTo(float value, std::integer_sequence<int, lane...>) {
 }
 inline Vec Broadcast(float value) { return BroadcastTo(value, std::make_integer_sequence<int, kLanes>{}); }
 
+inline Vec Relu(Vec value) { return value < Vec{} ? Vec{} : value; }  // what is not a number stays none
+
 constexpr int kBlock = kMostVectors * kLanes;  // columns that a tile computes at once
 
 // Rows of a tile that is `vectors` wide: as many as the registers hold.
@@ -90,17 +92,22 @@ inline void NarrowTo(float*, Vec) {}
 inline Vec AddProducts(Vec sum, Vec, Vec) { return sum; }
 #endif
 
-enum class Start { kZero, kBias, kOutput };
+// What a tile begins with, and what happens to it in the end.
+struct Frame {
+  enum class Start { kZero, kBias, kOutput } start = Start::kZero;  // zero, the bias, or what `out` holds
+  const float* bias = nullptr;                                      // one for each column
+  const float* const* shortcut = nullptr;                           // for each row what is added to it, or none
+  bool relu = false;
+};
 
 // The kernel: a tile of RowsOf(vectors) rows and `vectors` vectors of columns,
-//   out[i][j] = start + sum over t < taps, k < depth of rows[t * RowsOf(vectors) + i][k] * panel[(t * depth + k) * width + j]
+//   out[i][j] = frame's start + sum over t < taps, k < depth of rows[t * RowsOf(vectors) + i][k] * panel[(t * depth + k) * width + j]
 // with width = vectors * kLanes. All accumulators stay in registers.
 //   rows: for every tap, a pointer for each row of the tile: an indirect convolution (Dukhan, arXiv 1907.02129)
 //   panel: aligned to a vector
-//   start: zero; the bias, one for each column; or what `out` holds
 // Of bfloat16, rows and panel hold pairs, and depth counts them.
 void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel,
-          float* const* out, Start start, const float* bias = nullptr);
+          float* const* out, const Frame& frame);
 
 // Calls work(i) for i in [0, count) from all threads of the process; returns when all are done. Which thread takes which
 // i is open, so what a call computes must not depend on it. One operator at a time has the threads.

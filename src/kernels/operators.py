@@ -55,12 +55,9 @@ def convolution(stride: int, same: bool, bias: bool, bfloat16: bool = False) -> 
         bias: whether there is one.
         bfloat16: multiply in bfloat16 and add up in float32, where the processor can (`has_bfloat16`).
     """
-    suffix = f"{stride}{'_same' if same else ''}{'_bfloat16' if bfloat16 else ''}"
+    suffix = _suffix(stride, same, bfloat16)
     input_gradient = Operator(f"conv2d_input_gradient_{suffix}", lambda dy, weight, x: x)
     weight_gradient = Operator(f"conv2d_weight_gradient_{suffix}", lambda x, dy, weight: weight)
-
-    def shape(x: list, weight: list, *_: list) -> list:
-        return [x[0], -(-x[1] // stride), -(-x[2] // stride), weight[0]]
 
     def gradients(x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple:
         return input_gradient(dout, weight, x), weight_gradient(x, dout, weight)
@@ -69,24 +66,66 @@ def convolution(stride: int, same: bool, bias: bool, bfloat16: bool = False) -> 
         return input_gradient(dout, weight, x), weight_gradient(x, dout, weight), dout.sum((0, 1, 2))
 
     if bias:
-        return Operator(f"conv2d_bias_{suffix}", shape, bprop=gradients_with_bias)
-    return Operator(f"conv2d_{suffix}", shape, bprop=gradients)
+        return Operator(f"conv2d_bias_{suffix}", _convolved(stride), bprop=gradients_with_bias)
+    return Operator(f"conv2d_{suffix}", _convolved(stride), bprop=gradients)
 
 
 @functools.cache
-def batch_norm() -> Operator:
-    """Batch norm in training.
+def finished_convolution(stride: int, same: bool, relu: bool, bfloat16: bool = False) -> Operator:
+    """For inference: x (N, H, W, C), weight (O, C, k, k), bias (O)[, shortcut as the output] to `convolution`'s output
+    plus the shortcut, through a ReLU or not. Has no gradient."""
+    name = f"conv2d_bias_{'relu_' if relu else ''}{_suffix(stride, same, bfloat16)}"
+    return Operator(name, _convolved(stride))
 
-    x (N, H, W, C), gamma, beta, moving mean, moving variance (C) and rule (2: eps, momentum) to y (N, H, W, C), mean,
-    1 / deviation, and the new moving mean and variance (C).
+
+def _suffix(stride: int, same: bool, bfloat16: bool) -> str:
+    return f"{stride}{'_same' if same else ''}{'_bfloat16' if bfloat16 else ''}"
+
+
+def _convolved(stride: int) -> Callable:
+    def shape(x: list, weight: list, *_: list) -> list:
+        return [x[0], -(-x[1] // stride), -(-x[2] // stride), weight[0]]
+
+    return shape
+
+
+@functools.cache
+def batch_norm(relu: bool = False, adds: bool = False) -> Operator:
+    """Batch norm in training, a shortcut added to it and a ReLU behind it, each where asked for.
+
+    x (N, H, W, C), gamma, beta, moving mean, moving variance (C), rule (2: eps, momentum)[, shortcut (N, H, W, C)] to
+    y (N, H, W, C), mean, 1 / deviation, and the new moving mean and variance (C).
     """
-    gradient = Operator("batch_norm_gradient", lambda x, dy, gamma, *_: (x, gamma, gamma), outputs=3)
+    if relu:
+        name = f"batch_norm_gradient{'_add' if adds else ''}_relu"
+        gradient = Operator(name, lambda x, dy, gamma, *_: (x, gamma, gamma, *[x] * adds), outputs=3 + adds)
+    else:
+        gradient = Operator("batch_norm_gradient", lambda x, dy, gamma, *_: (x, gamma, gamma), outputs=3)
 
     def gradients(x, gamma, beta, moving_mean, moving_variance, rule, out, dout):
         dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2])
         return (dx, dgamma, dbeta, *(ops.zeros_like(rest) for rest in (moving_mean, moving_variance, rule)))
 
-    return Operator("batch_norm", lambda x, gamma, *_: (x, *[gamma] * 4), outputs=5, bprop=gradients)
+    def gradients_relu(x, gamma, beta, moving_mean, moving_variance, rule, out, dout):
+        dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2], out[0])
+        return (dx, dgamma, dbeta, *(ops.zeros_like(rest) for rest in (moving_mean, moving_variance, rule)))
+
+    def gradients_add(x, gamma, beta, moving_mean, moving_variance, rule, shortcut, out, dout):
+        dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2])
+        return (dx, dgamma, dbeta, *(ops.zeros_like(rest) for rest in (moving_mean, moving_variance, rule)), dout[0])
+
+    def gradients_add_relu(x, gamma, beta, moving_mean, moving_variance, rule, shortcut, out, dout):
+        dx, dgamma, dbeta, rest = gradient(x, dout[0], gamma, out[1], out[2], out[0])
+        return (dx, dgamma, dbeta, *(ops.zeros_like(none) for none in (moving_mean, moving_variance, rule)), rest)
+
+    bprop = {
+        (False, False): gradients,
+        (True, False): gradients_relu,
+        (False, True): gradients_add,
+        (True, True): gradients_add_relu,
+    }[relu, adds]
+    name = f"batch_norm{'_add' if adds else ''}{'_relu' if relu else ''}"
+    return Operator(name, lambda x, gamma, *_: (x, *[gamma] * 4), outputs=5, bprop=bprop)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """The layers of `src.models.layers` in NHWC, for the CPU, of the kernels in `src.kernels`."""
 
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -16,12 +16,22 @@ class Conv2d(nn.Conv2d):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self.operator = operators.convolution(self.stride[0], self.pad_mode == "same", self.has_bias, self.bfloat16)
+        kind = (self.stride[0], self.pad_mode == "same")
+        self.operator = operators.convolution(*kind, self.has_bias, self.bfloat16)
+        self.finished = operators.finished_convolution(*kind, False, self.bfloat16)
+        self.finished_relu = operators.finished_convolution(*kind, True, self.bfloat16)
 
     def construct(self, x: Tensor) -> Tensor:
         if self.has_bias:
             return self.operator(x, self.weight, self.bias)
         return self.operator(x, self.weight)
+
+    def finish(self, x: Tensor, shortcut: Optional[Tensor], relu: bool) -> Tensor:
+        """In inference with a bias: the convolution, the sum with the shortcut and the ReLU at once."""
+        added = () if shortcut is None else (shortcut,)
+        if relu:
+            return self.finished_relu(x, self.weight, self.bias, *added)
+        return self.finished(x, self.weight, self.bias, *added)
 
 
 class Bfloat16Conv2d(Conv2d):
@@ -31,20 +41,26 @@ class Bfloat16Conv2d(Conv2d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` on NHWC."""
+    """`nn.BatchNorm2d` on NHWC, with what follows it."""
 
     def __init__(self, channels: int, eps: float, momentum: float) -> None:
         super().__init__(channels, eps, momentum)
-        self.operator = operators.batch_norm()
+        self.operators = tuple(operators.batch_norm(relu, adds) for relu in (False, True) for adds in (False, True))
         self.rule = Tensor(np.array([eps, momentum], np.float32))
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, shortcut: Optional[Tensor] = None, relu: bool = False) -> Tensor:
+        """x and shortcut (N, H, W, C) to the normalized x, plus the shortcut, through a ReLU where asked for."""
+        adds = shortcut is not None
         if not self.training:
             scale = self.gamma * ops.rsqrt(self.moving_variance + self.eps)
-            return x * scale + (self.beta - self.moving_mean * scale)
-        y, _, _, mean, variance = self.operator(
-            x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.rule
-        )
+            y = x * scale + (self.beta - self.moving_mean * scale)
+            if adds:
+                y = y + shortcut
+            return ops.relu(y) if relu else y
+        inputs = (x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.rule)
+        if adds:
+            inputs = (*inputs, shortcut)
+        y, _, _, mean, variance = self.operators[2 * relu + adds](*inputs)
         y = ops.depend(y, ops.assign(self.moving_mean, mean))
         return ops.depend(y, ops.assign(self.moving_variance, variance))
 
@@ -71,6 +87,13 @@ class ChannelsLast(Layers):
     def enter(images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to (N, H, W, 3)."""
         return ops.transpose(images, (0, 2, 3, 1))
+
+    @staticmethod
+    def block(conv: nn.Cell, norm: nn.Cell, x: Tensor, shortcut: Optional[Tensor] = None, relu: bool = False) -> Tensor:
+        """A convolution, its batch norm, the sum with a shortcut and a ReLU, as few passes as that takes."""
+        if isinstance(norm, nn.Identity):
+            return conv.finish(x, shortcut, relu)
+        return norm(conv(x), shortcut, relu)
 
 
 class Bfloat16ChannelsLast(ChannelsLast):

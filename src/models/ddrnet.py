@@ -82,29 +82,56 @@ class Residual(nn.Cell):
             setattr(self, f"bn{i + 1}", bn)
         self.has_projection = stride != 1 or cin != cout
         if self.has_projection:
-            self.downsample = nn.SequentialCell(build.conv_bn(cin, cout, 1, stride))
+            self.downsample = Chain(build, build.conv_bn(cin, cout, 1, stride))
         self.last_relu = last_relu
         self.drop_path = drop_path
-        self.relu = nn.ReLU()
+        self.block = build.layers.block
 
-    def construct(self, x: Tensor, uniforms: Optional[Tensor] = None) -> Tensor:
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+    def construct(self, x: Tensor, uniforms: Optional[Tensor] = None, relu: bool = False) -> Tensor:
+        """`relu`: end with a ReLU in any case."""
+        relu = relu or self.last_relu
+        shortcut = self.downsample(x) if self.has_projection else x
+        x = self.block(self.conv1, self.bn1, x, None, True)
+        conv, norm = self.conv2, self.bn2
         if self.depth == 3:
-            out = self.bn3(self.conv3(self.relu(out)))
-        out = self.drop_path(out, uniforms)
-        identity = self.downsample(x) if self.has_projection else x
-        out = out + identity
-        if self.last_relu:
-            out = self.relu(out)
-        return out
+            x = self.block(self.conv2, self.bn2, x, None, True)
+            conv, norm = self.conv3, self.bn3
+        if not (self.drop_path.active and self.training):
+            return self.block(conv, norm, x, shortcut, relu)
+        x = self.drop_path(self.block(conv, norm, x), uniforms) + shortcut
+        return ops.relu(x) if relu else x
 
 
 class Stage(nn.SequentialCell):
     """Residual units in a row: the first changes resolution and channels, the last ends without a ReLU."""
 
-    def construct(self, x: Tensor, uniforms: Optional[Tensor] = None) -> Tensor:
-        for unit in self.cell_list:
-            x = unit(x, uniforms)
+    def construct(self, x: Tensor, uniforms: Optional[Tensor] = None, relu: bool = False) -> Tensor:
+        """`relu`: end with a ReLU all the same."""
+        for i, unit in enumerate(self.cell_list):
+            x = unit(x, uniforms, relu and i == len(self.cell_list) - 1)
+        return x
+
+
+class Chain(nn.SequentialCell):
+    """Convolutions, each with its batch norm, and ReLUs between them.
+
+    Args:
+        build: makes the convolutions.
+        cells: convolution, batch norm, ReLU, convolution, ...; a ReLU may end them.
+    """
+
+    def __init__(self, build: Builder, cells: list[nn.Cell]) -> None:
+        super().__init__(cells)
+        self.block = build.layers.block
+
+    def construct(self, x: Tensor, shortcut: Optional[Tensor] = None, relu: bool = False) -> Tensor:
+        """x (N, C, H, W); shortcut: is added to the last convolution; relu: end with a ReLU in any case."""
+        count = len(self.cell_list)
+        for i in range(0, count, 3):
+            last = i + 3 >= count
+            x = self.block(
+                self.cell_list[i], self.cell_list[i + 1], x, shortcut if last else None, relu or i + 2 < count
+            )
         return x
 
 
@@ -139,11 +166,12 @@ class DDRNet(nn.Cell):
         self._rate = drop_path_rate
         self.num_drop_paths = 0
 
-        self.conv1 = nn.SequentialCell(
+        self.conv1 = Chain(
+            build,
             build.conv_bn(3, planes, 3, 2, bias=flavour.stem_bias)
             + [nn.ReLU()]
             + build.conv_bn(planes, planes, 3, 2, bias=flavour.stem_bias)
-            + [nn.ReLU()]
+            + [nn.ReLU()],
         )
         depth = 0
         self.layer1 = self._stage(planes, planes, low_depths[0], 1, depth)
@@ -161,7 +189,7 @@ class DDRNet(nn.Cell):
                 self._stage(cin, cout, low_depths[2 + i], 2 if i == 0 or name == "4" else 1, depth),
             )
             setattr(self, f"layer{name}_", self._stage(high, high, architecture.high_depths[i], 1, depth))
-            setattr(self, f"compression{name}", nn.SequentialCell(build.conv_bn(cout, high, 1, 1)))
+            setattr(self, f"compression{name}", Chain(build, build.conv_bn(cout, high, 1, 1)))
             setattr(self, f"down{name}", self._down(high, *[planes * 4, planes * 8][: 2 if name == "4" else 1]))
             exchanges.append(
                 tuple(getattr(self, part + name) for part in ("layer", "compression", "down"))
@@ -174,7 +202,7 @@ class DDRNet(nn.Cell):
         self.layer5_ = self._bottleneck(high, high, depth)
         self.down5 = self._down(high * 2, planes * 8, planes * 16)
         self.layer5 = self._bottleneck(planes * 8, planes * 8, depth)
-        self.last_layer = nn.SequentialCell(build.conv_bn(planes * 16, architecture.head_planes, 1, 1) + [nn.ReLU()])
+        self.last_layer = Chain(build, build.conv_bn(planes * 16, architecture.head_planes, 1, 1) + [nn.ReLU()])
         bound = architecture.head_planes**-0.5
         self.linear = nn.Dense(architecture.head_planes, num_classes, weight_init=Uniform(bound), bias_init="zeros")
         self.relu = nn.ReLU()
@@ -203,24 +231,23 @@ class DDRNet(nn.Cell):
     def _bottleneck(self, cin: int, width: int, depth: int) -> Stage:
         return Stage([Residual(cin, width, (1, 3, 1), 1, True, self._drop_path(depth), self._build)])
 
-    def _down(self, cin: int, *widths: int) -> nn.SequentialCell:
+    def _down(self, cin: int, *widths: int) -> Chain:
         cells = []
         for width in widths:
             cells += self._build.conv_bn(cin, width, 3, 2) + [nn.ReLU()]
             cin = width
-        return nn.SequentialCell(cells[:-1])
+        return Chain(self._build, cells[:-1])
 
     def construct(self, x: Tensor, uniforms: Optional[Tensor] = None) -> Tensor:
         """uniforms: None, or (N, num_drop_paths) numbers in [0, 1) that decide which residual branches are dropped."""
-        x = self.layer1(self.conv1(self.layers.enter(x)), uniforms)
-        x = self.layer2(self.relu(x), uniforms)
+        x = self.layer1(self.conv1(self.layers.enter(x)), uniforms, True)
+        x = self.layer2(x, uniforms, True)
         high = x
         for low_stage, compression, down, high_stage in self.exchanges:
-            low = low_stage(self.relu(x), uniforms)
-            high = high_stage(self.relu(high), uniforms)
-            x = low + down(self.relu(high))
-            high = high + self.upsample(compression(self.relu(low)), high)
-        high = self.layer5_(self.relu(high), uniforms)
-        x = self.layer5(self.relu(x), uniforms) + self.down5(self.relu(high))
-        x = self.last_layer(self.relu(x))
+            low = low_stage(x, uniforms)
+            high = high_stage(high, uniforms)
+            x = down(self.relu(high), low, True)
+            high = self.relu(high + self.upsample(compression(self.relu(low)), high))
+        high = self.layer5_(high, uniforms)
+        x = self.last_layer(self.down5(high, self.layer5(x, uniforms), True))
         return self.linear(ops.mean(x, self.layers.spatial_axes))

@@ -4,6 +4,8 @@
 shapes in both, so weights and checkpoints do not know which set a network was built of.
 """
 
+from typing import Optional
+
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
@@ -33,6 +35,14 @@ class Layers:
     def enter(images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in the order that the layers work on."""
         return images
+
+    @staticmethod
+    def block(conv: nn.Cell, norm: nn.Cell, x: Tensor, shortcut: Optional[Tensor] = None, relu: bool = False) -> Tensor:
+        """A convolution, its batch norm, the sum with a shortcut where there is one, and a ReLU where asked for."""
+        y = norm(conv(x))
+        if shortcut is not None:
+            y = y + shortcut
+        return ops.relu(y) if relu else y
 
 
 def convolution(layers: type[Layers], cin: int, cout: int, kernel: int, stride: int, same: bool, bias: bool) -> nn.Cell:
