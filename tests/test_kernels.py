@@ -133,7 +133,7 @@ def test_a_convolution_finishes_with_bias_shortcut_and_relu(shape, out, kernel, 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize(
-    ("shape", "offset"), [((3, 5, 7, 6), 0.0), ((8, 40, 40, 64), 100.0), ((1, 1, 2, 33), 0.0), ((2, 2, 2, 512), 3.0)]
+    ("shape", "offset"), [((3, 5, 7, 6), 0.0), ((8, 40, 40, 64), 100.0), ((1, 2, 3, 33), 0.0), ((2, 2, 2, 512), 3.0)]
 )
 def test_batch_norm_and_its_gradient_equal_the_published_formula(shape, offset, adds, relu):
     """With an offset much larger than the deviation, which sums of squares alone would not survive."""
