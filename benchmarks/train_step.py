@@ -1,12 +1,14 @@
 """Time train.py's own training step: dynamic loss scale, finite check, clipping and momentum on, float32 on the CPU.
 
 python benchmarks/train_step.py --batch_size 16 --image_size 224 [--profile]
-Prints one JSON line: median seconds a step and images a second; with --profile a table of where the time goes. Beside
-it, on the same work: python benchmarks/peers/peer_step.py --batch_size 16 --image_size 224
+Prints one JSON line: median seconds a step, images a second, and megabytes of memory at the peak beyond the imported
+process; with --profile also where the time goes. Beside it, on the same work:
+python benchmarks/peers/peer_step.py --batch_size 16 --image_size 224
 """
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import time
@@ -84,6 +86,7 @@ def main() -> None:
         amp_level=arguments.amp_level,
         cpu_kernels=arguments.cpu_kernels,
     )
+    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     config, _ = launch(config)
     native = native_kernels(config)
     network = create_model(config.arch, config.num_classes, native=native.network)
@@ -121,6 +124,7 @@ def main() -> None:
     run(images, targets)
     compiled = time.perf_counter() - began
     whole = median(lambda: run(images, targets))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported
     print(
         json.dumps(
             {
@@ -128,6 +132,7 @@ def main() -> None:
                 "step_s": round(whole, 4),
                 "img_s": round(config.batch_size / whole, 2),
                 "first_step_s": round(compiled, 1),
+                "peak_mb": round(grown / 1024),
             }
         )
     )

@@ -253,12 +253,12 @@ def holding(network: nn.Cell, values: Optional[dict[str, np.ndarray]]) -> Iterat
 
 
 def _state_of(network: nn.Cell, step: nn.Cell) -> dict[str, ms.Parameter]:
-    """The step's parameters beside the network's; learning rates follow from the configuration."""
+    """The step's parameters beside the network's; rates follow from the configuration, `stat` is always zero."""
     weights = {parameter.name for parameter in network.get_parameters()}
     return {
         parameter.name: parameter
         for parameter in step.get_parameters()
-        if parameter.name not in weights and not parameter.name.startswith("learning_rate")
+        if parameter.name not in weights and not parameter.name.startswith(("learning_rate", "stat."))
     }
 
 
