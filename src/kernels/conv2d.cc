@@ -334,6 +334,19 @@ void GatherPanel(Factors factors, const Geometry& g, const Gather& gather, const
   }
 }
 
+// The same where the columns are kBlock channels of one tap: where they lie for each pixel.
+void GatherPlaces(const Geometry& g, const Gather& gather, const float* x, const float* zeros, int64_t column,
+                  int64_t first, int64_t count, const float** places) {
+  const int64_t pixels = g.out_height * g.out_width, taps = g.taps(), image_in = g.height * g.width * g.in;
+  const int64_t tap = column / g.in, channel = column % g.in;
+  int64_t image = first / pixels, pixel = first % pixels;
+  for (int64_t p = 0; p < count; ++p) {
+    const int32_t offset = gather.in[pixel * taps + tap];
+    places[p] = offset < 0 ? zeros : x + image * image_in + offset + channel;
+    if (++pixel == pixels) pixel = 0, ++image;
+  }
+}
+
 // dweight = dy transposed * what the taps read of x. Rows are output channels, columns (tap, input channel), and the
 // sum runs over pixels, in chunks that stay in the second cache. It is kept in `groups` parts, so that there is work
 // for all threads, which are added up in the end; how many follows from the shapes, so the result does not depend on
@@ -347,6 +360,8 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
   const int64_t rows = g.out_height * g.out_width * g.images, taps = g.taps(), columns = taps * g.in;
   const int64_t blocks = DivideUp(columns, kBlock), size = g.out * columns;
   const int64_t groups = std::clamp<int64_t>(std::min(kJobs / blocks, rows / kChunk), 1, kMostGroups);
+  // With few channels, copying what the taps read would take long beside the product, and it lies close together.
+  const bool in_place = !pairs && g.in % kBlock == 0 && g.in <= 2 * kBlock;
   const int64_t meeting = kChunk * groups;  // pixels between two meetings of the threads
   const float* zeros = Zeros(std::max(g.in, kChunk));
   float* transposed = Scratch(kTransposed, g.out * groups * kStride);
@@ -383,7 +398,12 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
       const int64_t first = begin + c * kChunk, count = std::min(kChunk, end - first);
       float* panel = ThreadScratch(kChunk * kBlock);
       float spare[kMostRows * kBlock] = {};
-      GatherPanel(factors, g, gather, x, zeros, block * kBlock, real, width, first, count, panel);
+      const float* places[kChunk];
+      if (in_place) {
+        GatherPlaces(g, gather, x, zeros, block * kBlock, first, count, places);
+      } else {
+        GatherPanel(factors, g, gather, x, zeros, block * kBlock, real, width, first, count, panel);
+      }
       const float* chunk = transposed + c * g.out * kStride;
       float* product = products + c * size + block * kBlock;
       for (int64_t o = 0; o < g.out; o += m) {
@@ -397,7 +417,11 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
         }
         Frame frame;
         if (begin > 0) frame.start = Frame::Start::kOutput;
-        Tile(factors, vectors, from, 1, pairs ? DivideUp(count, 2) : count, panel, to, frame);
+        if (in_place) {
+          IndirectTile(from, count, places, to, frame);
+        } else {
+          Tile(factors, vectors, from, 1, pairs ? DivideUp(count, 2) : count, panel, to, frame);
+        }
         for (int i = 0; real != width && i < m && o + i < g.out; ++i) {
           std::copy_n(to[i], real, product + (o + i) * columns);
         }

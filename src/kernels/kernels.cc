@@ -13,9 +13,9 @@
 namespace ddrnet {
 namespace {
 
-template <Factors factors, int vectors>
+template <Factors factors, int vectors, bool indirect = false>
 void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* const* out,
-            const Frame& frame) {
+            const Frame& frame, const float* const* columns = nullptr) {
   constexpr int m = RowsOf(vectors);
   Vec sum[m][vectors];
 #pragma GCC unroll 16
@@ -35,9 +35,10 @@ void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* 
     const float* row[m];
     for (int i = 0; i < m; ++i) row[i] = rows[i] + depth;
     for (int64_t k = -depth; k < 0; ++k, panel += vectors * kLanes) {
+      const float* from = indirect ? columns[depth + k] : panel;
       Vec column[vectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) column[v] = *reinterpret_cast<const Vec*>(panel + v * kLanes);
+      for (int v = 0; v < vectors; ++v) column[v] = *reinterpret_cast<const VecU*>(from + v * kLanes);
 #pragma GCC unroll 16
       for (int i = 0; i < m; ++i) {
         const Vec value = Broadcast(row[i][k]);
@@ -95,6 +96,11 @@ void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, 
   } else {
     TileOfAny<Factors::kBfloat16>(vectors, rows, taps, depth, panel, out, frame);
   }
+}
+
+void IndirectTile(const float* const* rows, int64_t depth, const float* const* columns, float* const* out,
+                  const Frame& frame) {
+  TileOf<Factors::kFloat32, kMostVectors, true>(rows, 1, depth, nullptr, out, frame, columns);
 }
 
 namespace {

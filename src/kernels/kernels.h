@@ -109,6 +109,10 @@ struct Frame {
 void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel,
           float* const* out, const Frame& frame);
 
+// The same in float32 and of one tap, with the row of the panel for each k where columns[k] says; kMostVectors wide.
+void IndirectTile(const float* const* rows, int64_t depth, const float* const* columns, float* const* out,
+                  const Frame& frame);
+
 // Calls work(i) for i in [0, count) from all threads of the process; returns when all are done. Which thread takes which
 // i is open, so what a call computes must not depend on it. One operator at a time has the threads.
 void Parallel(int64_t count, const std::function<void(int64_t)>& work);
