@@ -159,6 +159,31 @@ class Config(BaseModel):
         return self.batch_size * self.device_num * self.accumulation_step
 
 
+# Keys outside the training itself: where a run reads and writes, how much it says, how often it saves and validates.
+# Neither the step's graph nor the weights that it leads to know of them.
+OUTSIDE = frozenset(
+    {
+        "compile_cache",
+        "data_url",
+        "device_id",
+        "eval_every",
+        "file_format",
+        "keep_checkpoint_max",
+        "listing_cache",
+        "log_every",
+        "num_parallel_workers",
+        "pretrained",
+        "resume",
+        "resume_anyway",
+        "run_modelarts",
+        "save_every",
+        "save_steps",
+        "set",
+        "train_url",
+    }
+)
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-6 as the number it is; YAML 1.1 wants 1.0e-6."""
 

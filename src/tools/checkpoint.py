@@ -22,42 +22,23 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.args import Config
+from src.args import OUTSIDE, Config
 from src.errors import UserError
 from src.tools.files import atomic_write
 from src.tools.weights import load_pretrained
 
 # Keys that leave the weights as they would have been; batch size, cards and accumulation count by their product.
-HARMLESS = frozenset(
-    {
-        "accumulation_step",
-        "batch_size",
-        "compile_cache",
-        "cpu_kernels",
-        "crop_mode",
-        "crop_pct",
-        "data_url",
-        "device_id",
-        "device_num",
-        "device_target",
-        "eval_every",
-        "file_format",
-        "graph_mode",
-        "keep_checkpoint_max",
-        "listing_cache",
-        "log_every",
-        "num_parallel_workers",
-        "pretrained",
-        "resume",
-        "resume_anyway",
-        "run_modelarts",
-        "save_every",
-        "save_steps",
-        "set",
-        "sink_size",
-        "train_url",
-    }
-)
+HARMLESS = OUTSIDE | {
+    "accumulation_step",
+    "batch_size",
+    "cpu_kernels",
+    "crop_mode",
+    "crop_pct",
+    "device_num",
+    "device_target",
+    "graph_mode",
+    "sink_size",
+}
 MAGIC = b"DDRNet training state 1\n"
 
 

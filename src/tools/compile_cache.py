@@ -18,7 +18,7 @@ from typing import Any, Optional
 
 import mindspore as ms
 
-from src.args import Config
+from src.args import OUTSIDE, Config
 from src.errors import UserError
 from src.kernels.build import library
 from src.tools.files import write_text
@@ -27,29 +27,6 @@ from src.tools.launch import Place
 _log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parent.parent.parent
 WHOLE = "whole.json"  # the last file of an entry: the SHA-256 of each other
-
-# Keys that the step's graph knows nothing of; any other that changes compiles it anew.
-NOT_OF_THE_GRAPH = frozenset(
-    {
-        "compile_cache",
-        "data_url",
-        "device_id",
-        "eval_every",
-        "file_format",
-        "keep_checkpoint_max",
-        "listing_cache",
-        "log_every",
-        "num_parallel_workers",
-        "pretrained",
-        "resume",
-        "resume_anyway",
-        "run_modelarts",
-        "save_every",
-        "save_steps",
-        "set",
-        "train_url",
-    }
-)
 
 
 class CompileCache:
@@ -112,7 +89,7 @@ def digest(config: Config, place: Place, *shapes: int) -> str:
     kernels = library() if config.device_target == "CPU" else None
     parts += [ms.__version__, ms.__file__, sys.version, platform.machine(), str(kernels), str(PROJECT)]
     parts += [repr(place), repr(shapes)]
-    parts += [f"{key}={value!r}" for key, value in config.model_dump().items() if key not in NOT_OF_THE_GRAPH]
+    parts += [f"{key}={value!r}" for key, value in config.model_dump().items() if key not in OUTSIDE]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
