@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Optional
@@ -26,6 +27,7 @@ from src.tools.launch import Place
 
 _log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parent.parent.parent
+DAY = 24 * 3600
 WHOLE = "whole.json"  # the last file of an entry: the SHA-256 of each other
 
 
@@ -60,8 +62,10 @@ class CompileCache:
         if not self.entry.exists():
             self.making = self.entry.with_name(f".{self.entry.name}.{os.getpid()}.tmp")
             try:
-                shutil.rmtree(self.making, ignore_errors=True)
-                self.making.mkdir(parents=True)
+                self.making.mkdir(parents=True, exist_ok=True)
+                for left in self.entry.parent.glob(".*.tmp"):  # of processes that died while they compiled
+                    if left.stat().st_mtime < time.time() - DAY:
+                        shutil.rmtree(left, ignore_errors=True)
             except OSError as error:
                 raise UserError(f"compile_cache: {self.entry.parent}: cannot be written ({error.strerror})") from error
         ms.set_context(enable_compile_cache=True, compile_cache_path=str(self.making or self.entry))
