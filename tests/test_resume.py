@@ -185,6 +185,53 @@ def test_a_full_disk_stops_the_run_and_leaves_the_older_checkpoints(flags, copy)
     assert not [path for path in (copy / "ckpt_0").iterdir() if ".tmp" in path.name]
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own that holds one checkpoint of the tiny run, 79 MB, and not two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=130m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up_stops_the_run_which_goes_on_when_there_is_room(flags, alone, small_disk):
+    done = run_program("train.py", *flags, cwd=small_disk)
+    assert done.returncode == 2
+    assert "cannot be written (No space left on device)" in done.stderr
+    saved, complaints = Checkpoints(small_disk / "ckpt_0", "DDRNet23Slim", 3).newest_good()
+    assert (saved.path.name, complaints) == ("DDRNet23Slim-1_2.ckpt", [])
+    assert not [path for path in (small_disk / "ckpt_0").iterdir() if ".tmp" in path.name]
+    subprocess.run(["mount", "-o", "remount,size=600m", str(small_disk)], check=True)
+    done = run_program("train.py", *flags, "--resume", "auto", cwd=small_disk)
+    assert done.returncode == 0, done.stderr
+    assert outcome(small_disk) == outcome(alone)
+
+
+def test_a_folder_that_turns_read_only_stops_the_run_and_keeps_the_checkpoints(flags, tmp_path):
+    folder = tmp_path / "ckpt_0"
+    folder.mkdir()
+
+    def closed(flag: str) -> bool:  # to root as well, which a mode is not
+        return subprocess.run(["chattr", flag, str(folder)], capture_output=True, check=False).returncode == 0
+
+    if not (shutil.which("chattr") and closed("+i") and closed("-i")):
+        pytest.skip("folders cannot be closed here")
+    process = start([*flags, "--epochs", "50"], tmp_path)
+    try:
+        wait_for(process, lambda: "epoch 1/50 step 3/5" in log_of(tmp_path))
+        assert closed("+i")
+        assert process.wait(timeout=100) == 2
+    finally:
+        closed("-i")
+        process.kill()
+    assert "cannot be written (Operation not permitted)" in log_of(tmp_path)
+    saved, _ = Checkpoints(folder, "DDRNet23Slim", 3).newest_good()
+    assert saved.facts["next_done"] >= 2
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root writes everywhere")
 def test_a_folder_without_write_permission_is_a_clear_error(flags, digits, tmp_path):
     folder = tmp_path / "closed"

@@ -161,7 +161,11 @@ class Checkpoints:
             "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
         arrays = {name: parameter.asnumpy() for name, parameter in _state_of(network, step).items()}
-        _write_state(path.with_suffix(".state"), facts, arrays)
+        try:
+            _write_state(path.with_suffix(".state"), facts, arrays)
+        except UserError:
+            path.unlink()  # it says nothing without the other
+            raise
         for old in self.numbered()[: -self.keep]:
             old.with_suffix(".state").unlink(missing_ok=True)
             old.unlink()
