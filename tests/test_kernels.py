@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -254,6 +255,25 @@ def test_without_a_compiler_mindspores_kernels_serve_and_the_log_says_so(tmp_pat
         assert "no C++ compiler (g++, c++, clang++) found" in caplog.text
     finally:
         build.library.cache_clear()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86")
+@pytest.mark.parametrize(("compiler", "processor"), [("g++", "haswell"), ("g++", "x86-64"), ("clang++", "native")])
+def test_kernels_for_older_processors_and_another_compiler_compute_the_same(compiler, processor, tmp_path):
+    """With AVX2, with SSE2 alone, and by Clang: the same tests as above."""
+    if not shutil.which(compiler):
+        pytest.skip(f"there is no {compiler}")
+    folder = copy_of_sources(tmp_path / "kernels")
+    done = run_python(
+        "import sys; from pathlib import Path; import pytest; from src.kernels import build; "
+        f"build.FOLDER, build.COMPILERS = Path({str(folder)!r}), ({compiler!r},); "
+        f"build.FLAGS = tuple(flag.replace('=native', '={processor}') for flag in build.FLAGS); "
+        "sys.exit(pytest.main(['-q', '-p', 'no:xdist', '-p', 'no:cacheprovider', 'tests/test_kernels.py', "
+        "'-k', 'test_a_convolution or test_batch_norm or test_upsampling or test_the_sum']))"
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+    assert len(list((folder / "build").iterdir())) == 1
 
 
 def copy_of_sources(folder):

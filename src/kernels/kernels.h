@@ -51,6 +51,13 @@ inline int VectorsOf(int64_t columns, int64_t block) {
 
 // Transposes kLanes vectors as a square matrix, in log2(kLanes) rounds of exchanging ever larger squares.
 inline void Transpose(Vec (&square)[kLanes]) {
+#if defined(__clang__)  // has no shuffle by a vector; it makes its own of this
+  Vec turned[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < kLanes; ++j) turned[i][j] = square[j][i];
+  }
+  std::copy_n(turned, kLanes, square);
+#else
   typedef int32_t Index __attribute__((vector_size(kLanes * 4)));
 #pragma GCC unroll 4
   for (int half = 1; half < kLanes; half *= 2) {
@@ -68,6 +75,7 @@ inline void Transpose(Vec (&square)[kLanes]) {
       square[i + half] = __builtin_shuffle(a, b, odd);
     }
   }
+#endif
 }
 
 // What is multiplied: float32, or pairs of bfloat16 in the place of one float32 each, whose products are added up in
@@ -87,7 +95,7 @@ inline void NarrowTo(float* to, Vec values) {  // kLanes neighbours to kLanes / 
 inline Vec AddProducts(Vec sum, Vec a, Vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 #else
 constexpr bool kHasBfloat16 = false;
-inline Vec Narrow(Vec, Vec) { return {}; }
+inline Vec Narrow(Vec, Vec) { return Vec{}; }
 inline void NarrowTo(float*, Vec) {}
 inline Vec AddProducts(Vec sum, Vec, Vec) { return sum; }
 #endif
