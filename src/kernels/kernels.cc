@@ -124,6 +124,8 @@ class Pool {
   Pool() {
     cpu_set_t set;
     size_ = sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+    const char* wanted = std::getenv("OMP_NUM_THREADS");  // what users of other frameworks know
+    if (wanted && std::atoi(wanted) > 0) size_ = std::min(size_, std::atoi(wanted));
     for (int i = 1; i < size_; ++i) std::thread([this] { Work(); }).detach();
   }
 
