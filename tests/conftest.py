@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,6 +27,11 @@ def write_digits(folder: Path) -> Path:
             grey = Image.fromarray((scans.images[index] * 255 / 16).round().astype("uint8"))
             grey.resize((32, 32), Image.BICUBIC).save(target / f"{index}.png")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _pynative_mode_whatever_ran_before():
+    ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 @pytest.fixture(scope="session")

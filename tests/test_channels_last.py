@@ -3,10 +3,12 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
+from src.errors import UserError
 from src.kernels.build import has_bfloat16, library
 from src.models import create_model
+from src.models.channels_last import Conv2d
 from src.models.fold import fold_batch_norm
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from tests.golden import weights as golden
@@ -50,6 +52,32 @@ def test_parameters_have_the_names_and_shapes_of_mindspores_network():
         return {name: value.shape for name, value in create_model("DDRNet23", native=native).parameters_dict().items()}
 
     assert shapes("float32") == shapes("bfloat16") == shapes("")
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"kernel_size": 3, "stride": 1, "pad_mode": "pad", "padding": 2, "dilation": 2},
+        {"kernel_size": 3, "stride": 1, "pad_mode": "same", "group": 8},
+        {"kernel_size": (1, 3), "stride": 1, "pad_mode": "same"},
+        {"kernel_size": 3, "stride": 4, "pad_mode": "same"},
+        {"kernel_size": 3, "stride": 1, "pad_mode": "valid"},
+        {"kernel_size": 3, "stride": 1, "pad_mode": "pad", "padding": 0},
+        {"kernel_size": 4, "stride": 2, "pad_mode": "same"},
+    ],
+)
+def test_a_convolution_that_the_kernels_do_not_know_is_refused(keywords):
+    with pytest.raises(UserError, match="use --cpu_kernels mindspore"):
+        Conv2d(8, 8, **keywords)
+
+
+@pytest.mark.parametrize("mode", [{"pad_mode": "same"}, {"pad_mode": "pad", "padding": 2}])
+def test_a_wider_convolution_is_nn_conv2d_on_nhwc(mode):
+    ours, theirs = (kind(6, 5, 5, 1, **mode) for kind in (Conv2d, nn.Conv2d))
+    theirs.weight.set_data(ours.weight)
+    x = np.random.default_rng(0).standard_normal((2, 6, 9, 8)).astype(np.float32)
+    got = ours(Tensor(x.transpose(0, 2, 3, 1).copy())).asnumpy().transpose(0, 3, 1, 2)
+    assert np.abs(got - theirs(Tensor(x)).asnumpy()).max() < 1e-5
 
 
 class Trained:

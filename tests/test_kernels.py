@@ -62,6 +62,8 @@ SHAPES = [  # (N, H, W, C), output channels, kernel, stride, same
     ((8, 20, 20, 16), 24, 3, 1, False),
     ((1, 14, 14, 128), 256, 3, 2, True),
     ((1, 2, 3, 8), 1, 3, 2, False),
+    ((2, 9, 12, 34), 20, 5, 1, False),
+    ((1, 11, 8, 3), 18, 7, 2, True),
 ]
 
 

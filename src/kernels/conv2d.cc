@@ -175,8 +175,9 @@ Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::
         }
       }
     } else {  // all taps: rows of weights become columns of the panel
-      int64_t place[kSlice * 9];
+      static thread_local std::vector<int64_t> place;
       const int64_t run = (last - first) * all;
+      place.resize(run);
       for (int64_t i = 0; i < run; ++i) place[i] = (i % all * span + i / all) * width;
       for (int64_t j = 0; j < width; j += kLanes) {
         const float* from = source + j * over_column + first * all;

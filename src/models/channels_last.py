@@ -5,18 +5,33 @@ from typing import Any, Optional
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.errors import UserError
 from src.kernels import operators
 from src.models.layers import Layers
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` on NHWC: square kernels, stride 1 or 2, pad_mode same or kernel // 2 on every side."""
+    """`nn.Conv2d` on NHWC: odd square kernels, stride 1 or 2, "same" or padded by kernel // 2 on every side.
+
+    Raises:
+        UserError: it is another convolution than that.
+    """
 
     bfloat16 = False  # whether it multiplies in bfloat16; sums are float32
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        kind = (self.stride[0], self.pad_mode == "same")
+        side, stride = self.kernel_size[0], self.stride[0]
+        same = self.pad_mode == "same" and stride == 2  # with stride 1 both are one
+        plain = self.dilation == (1, 1) and self.group == 1 and side % 2 == 1
+        square = self.kernel_size == (side, side) and self.stride in ((1, 1), (2, 2))
+        padded = self.pad_mode == "same" or (self.pad_mode == "pad" and self.padding in (side // 2, (side // 2,) * 4))
+        if not (plain and square and padded):
+            raise UserError(
+                f"cpu_kernels: {self} is not among the convolutions of the own kernels (odd square kernel, stride 1 or "
+                "2, padded by half the kernel, no groups, no dilation); use --cpu_kernels mindspore"
+            )
+        kind = (stride, same)
         self.operator = operators.convolution(*kind, self.has_bias, self.bfloat16)
         self.finished = operators.finished_convolution(*kind, False, self.bfloat16)
         self.finished_relu = operators.finished_convolution(*kind, True, self.bfloat16)
