@@ -149,8 +149,10 @@ def test_batch_norm_and_its_gradient_equal_the_published_formula(shape, offset, 
     normal = (flat - mean) * inverse
     want = (normal * gamma + beta).reshape(shape) + adds * shortcut
     norm = operators.batch_norm(relu, adds)
-    tensors = [Tensor(value) for value in (x, gamma, beta, moving_mean, moving_variance, rule, shortcut)][: 6 + adds]
-    y, got_mean, got_inverse, new_mean, new_variance = (out.asnumpy() for out in norm(*tensors))
+    moving = [Parameter(Tensor(value.copy()), name="moving") for value in (moving_mean, moving_variance)]
+    tensors = [*map(Tensor, (x, gamma, beta)), *moving, Tensor(rule), *[Tensor(shortcut)] * adds]
+    y, got_mean, got_inverse = (out.asnumpy() for out in norm(*tensors))
+    new_mean, new_variance = (parameter.asnumpy() for parameter in moving)
     np.testing.assert_allclose(y, np.maximum(want, 0) if relu else want, atol=3e-5 * (1 + offset / 10))
     np.testing.assert_allclose(got_mean, mean, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(got_inverse, inverse, rtol=1e-4)
@@ -215,17 +217,18 @@ def test_averages_move_in_place_and_in_order():
 
 PROGRAM = """
 import sys, hashlib, numpy as np, src
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, ops
 from src.kernels import operators
 rng = np.random.default_rng(0)
 x, w = (Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in ((4, 28, 28, 64), (96, 64, 3, 3)))
 conv, norm = operators.convolution(1, False, False), operators.batch_norm()
 one = Tensor(np.ones(96, np.float32))
+moving = [Parameter(Tensor(np.ones(96, np.float32)), name=name) for name in ("mean", "variance")]
 rule = Tensor(np.array([1e-5, 0.9], np.float32))
 def loss(x, w, gamma):
-    y = norm(conv(x, w), gamma, one, one, one, rule)[0]
+    y = norm(conv(x, w), gamma, one, *moving, rule)[0]
     return (y * y * y).sum()
-parts = [*ops.grad(loss, (0, 1, 2))(x, w, one), operators.sum_of_squares()(x, w)]
+parts = [*ops.grad(loss, (0, 1, 2))(x, w, one), *moving, operators.sum_of_squares()(x, w)]
 print(hashlib.sha256(b"".join(part.asnumpy().tobytes() for part in parts)).hexdigest())
 """
 

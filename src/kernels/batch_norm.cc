@@ -23,18 +23,18 @@ struct Rows {
   int64_t count(int64_t c) const { return std::min(chunk, rows - c * chunk); }
 };
 
-// x, gamma, beta, moving mean, moving variance, rule (2: eps, momentum)[, shortcut] to y, mean, 1 / deviation, both
-// moving ones anew. y is the normalized x, plus the shortcut, through a ReLU where asked for.
+// x, gamma, beta, moving mean, moving variance, rule (2: eps, momentum)[, shortcut] to y, mean, 1 / deviation; both
+// moving ones change in place. y is the normalized x, plus the shortcut, through a ReLU where asked for.
 template <bool relu, bool adds>
 void Normalize(const Tensors& t) {
   const Rows r(t, 0);
   const int64_t channels = r.channels;
-  const float *x = t.In(0), *gamma = t.In(1), *beta = t.In(2), *moving_mean = t.In(3), *moving_variance = t.In(4);
+  const float *x = t.In(0), *gamma = t.In(1), *beta = t.In(2);
+  float *moving_mean = t.Out(3), *moving_variance = t.Out(4);
   const double eps = t.In(5)[0], momentum = t.In(5)[1];
   const float* shortcut = t.In(6);
   constexpr int out = adds ? 7 : 6;
   float *y = t.Out(out), *mean = t.Out(out + 1), *inverse = t.Out(out + 2);
-  float *new_mean = t.Out(out + 3), *new_variance = t.Out(out + 4);
   // Of each chunk the mean, and the squared distances from it, which no cancellation spoils.
   float* means = Scratch(kFirst, r.chunks * channels);
   float* squares = Scratch(kSecond, r.chunks * channels);
@@ -72,8 +72,8 @@ void Normalize(const Tensors& t) {
     scale[i] = gamma[i] * inverse[i];
     shift[i] = beta[i] - mean[i] * scale[i];
     const double unbiased = r.rows > 1 ? square / (rows - 1) : variance;
-    new_mean[i] = static_cast<float>(momentum * moving_mean[i] + (1.0 - momentum) * average);
-    new_variance[i] = static_cast<float>(momentum * moving_variance[i] + (1.0 - momentum) * unbiased);
+    moving_mean[i] = static_cast<float>(momentum * moving_mean[i] + (1.0 - momentum) * average);
+    moving_variance[i] = static_cast<float>(momentum * moving_variance[i] + (1.0 - momentum) * unbiased);
   }
   Parallel(r.chunks, [&](int64_t c) {
     const int64_t first = r.first(c) * channels, last = first + r.count(c) * channels;

@@ -144,7 +144,7 @@ class Exclusive {
   unsigned mode_;
 };
 
-// How MindSpore hands tensors to an operator: inputs, then outputs.
+// How MindSpore hands tensors to an operator: inputs, of which some may be written to, then outputs.
 struct Tensors {
   int count;
   void** data;

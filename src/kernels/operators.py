@@ -13,6 +13,8 @@ from mindspore.ops import signature
 
 from src.kernels.build import library
 
+zeros_like = ops.ZerosLike()
+
 
 class Operator(ops.Custom):
     """A function of the compiled kernels.
@@ -28,21 +30,12 @@ class Operator(ops.Custom):
         dtype = ms.float32 if outputs == 1 else (ms.float32,) * outputs
         super().__init__(f"{library()}:{name}", shape, lambda *_: dtype, func_type="aot", bprop=bprop)
 
-
-class InPlace(Operator):
-    """A function that writes to some of its inputs, which must be Parameters.
-
-    Args:
-        name: of the function; its output, (1), says nothing but that it has run.
-        reads, writes, reads_too: how many inputs are read alone, then written to, then read alone again.
-    """
-
-    def __init__(self, name: str, reads: int, writes: int, reads_too: int) -> None:
-        super().__init__(name, lambda *_: [1])
+    def writing(self, inputs: int, written: range) -> "Operator":
+        """Say which of so many inputs the function writes to: they must be Parameters."""
         self.add_prim_attr("side_effect_mem", True)
-        read, write = signature.sig_rw.RW_READ, signature.sig_rw.RW_WRITE
-        kinds = [read] * reads + [write] * writes + [read] * reads_too
+        kinds = [signature.sig_rw.RW_WRITE if i in written else signature.sig_rw.RW_READ for i in range(inputs)]
         self.set_signatures([signature.make_sig(f"input{i}", kind) for i, kind in enumerate(kinds)])
+        return self
 
 
 @functools.cache
@@ -94,29 +87,26 @@ def batch_norm(relu: bool = False, adds: bool = False) -> Operator:
     """Batch norm in training, a shortcut added to it and a ReLU behind it, each where asked for.
 
     x (N, H, W, C), gamma, beta, moving mean, moving variance (C), rule (2: eps, momentum)[, shortcut (N, H, W, C)] to
-    y (N, H, W, C), mean, 1 / deviation, and the new moving mean and variance (C).
+    y (N, H, W, C), mean and 1 / deviation (C). The moving ones move in place.
     """
-    if relu:
-        name = f"batch_norm_gradient{'_add' if adds else ''}_relu"
-        gradient = Operator(name, lambda x, dy, gamma, *_: (x, gamma, gamma, *[x] * adds), outputs=3 + adds)
-    else:
-        gradient = Operator("batch_norm_gradient", lambda x, dy, gamma, *_: (x, gamma, gamma), outputs=3)
+    name = f"batch_norm_gradient{'_add' * (relu and adds)}{'_relu' * relu}"
+    gradient = Operator(name, lambda x, dy, gamma, *_: (x, gamma, gamma, *[x] * adds), outputs=3 + (relu and adds))
 
     def gradients(x, gamma, beta, moving_mean, moving_variance, rule, out, dout):
         dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2])
-        return (dx, dgamma, dbeta, *(ops.zeros_like(rest) for rest in (moving_mean, moving_variance, rule)))
+        return (dx, dgamma, dbeta, *_zeros(moving_mean, moving_variance, rule))
 
     def gradients_relu(x, gamma, beta, moving_mean, moving_variance, rule, out, dout):
         dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2], out[0])
-        return (dx, dgamma, dbeta, *(ops.zeros_like(rest) for rest in (moving_mean, moving_variance, rule)))
+        return (dx, dgamma, dbeta, *_zeros(moving_mean, moving_variance, rule))
 
     def gradients_add(x, gamma, beta, moving_mean, moving_variance, rule, shortcut, out, dout):
         dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2])
-        return (dx, dgamma, dbeta, *(ops.zeros_like(rest) for rest in (moving_mean, moving_variance, rule)), dout[0])
+        return (dx, dgamma, dbeta, *_zeros(moving_mean, moving_variance, rule), dout[0])
 
     def gradients_add_relu(x, gamma, beta, moving_mean, moving_variance, rule, shortcut, out, dout):
         dx, dgamma, dbeta, rest = gradient(x, dout[0], gamma, out[1], out[2], out[0])
-        return (dx, dgamma, dbeta, *(ops.zeros_like(none) for none in (moving_mean, moving_variance, rule)), rest)
+        return (dx, dgamma, dbeta, *_zeros(moving_mean, moving_variance, rule), rest)
 
     bprop = {
         (False, False): gradients,
@@ -124,8 +114,14 @@ def batch_norm(relu: bool = False, adds: bool = False) -> Operator:
         (False, True): gradients_add,
         (True, True): gradients_add_relu,
     }[relu, adds]
-    name = f"batch_norm{'_add' if adds else ''}{'_relu' if relu else ''}"
-    return Operator(name, lambda x, gamma, *_: (x, *[gamma] * 4), outputs=5, bprop=bprop)
+    name = f"batch_norm{'_add' * adds}{'_relu' * relu}"
+    norm = Operator(name, lambda x, gamma, *_: (x, gamma, gamma), outputs=3, bprop=bprop)
+    return norm.writing(6 + adds, range(3, 5))
+
+
+def _zeros(*inputs: Tensor) -> tuple:
+    """Gradients of inputs that have none."""
+    return tuple(zeros_like(each) for each in inputs)
 
 
 @functools.cache
@@ -135,7 +131,7 @@ def upsample(half_pixel_centers: bool) -> Operator:
     gradient = Operator(f"upsample_gradient{suffix}", lambda dy, x: x)
 
     def gradients(x: Tensor, like: Tensor, out: Tensor, dout: Tensor) -> tuple:
-        return gradient(dout, x), ops.zeros_like(like)
+        return gradient(dout, x), zeros_like(like)
 
     return Operator(f"upsample{suffix}", lambda x, like: [x[0], *like[1:3], x[3]], bprop=gradients)
 
@@ -146,16 +142,16 @@ def sum_of_squares() -> Operator:
     return Operator("sum_of_squares", lambda *_: [1])
 
 
-def momentum_update(count: int) -> InPlace:
+def momentum_update(count: int) -> Operator:
     """Nesterov's or plain momentum on `count` weights in place.
 
-    rate (), factor (), rule (3: momentum, decay, 1 for Nesterov's or 0), all weights, all moments, all gradients:
-    m = momentum * m + g + decay * w; w -= rate * (g + decay * w + momentum * m), or rate * m without Nesterov's, where
-    g is the gradient times the factor.
+    rate () or (count), factor (), rules (count, 3: momentum, decay, 1 for Nesterov's or 0), all weights, all moments,
+    all gradients: m = momentum * m + g + decay * w; w -= rate * (g + decay * w + momentum * m), or rate * m without
+    Nesterov's, where g is the gradient times the factor.
     """
-    return InPlace("momentum", 3, 2 * count, count)
+    return Operator("momentum", lambda *_: [1]).writing(3 + 3 * count, range(3, 3 + 2 * count))
 
 
-def average_update(count: int) -> InPlace:
+def average_update(count: int) -> Operator:
     """decay (), then `count` averages, as many values: average = decay * average + (1 - decay) * value, in place."""
-    return InPlace("average", 1, count, count)
+    return Operator("average", lambda *_: [1]).writing(1 + 2 * count, range(1, 1 + count))

@@ -56,16 +56,18 @@ void SumOfSquares(const Tensors& t) {
   t.Out(t.count - 1)[0] = static_cast<float>(total);
 }
 
-// rate (), factor (), rule (3: momentum, decay, whether Nesterov's), n weights, n moments, n gradients:
+// rate () or (n), factor (), rules (n, 3: momentum, decay, whether Nesterov's), n weights, n moments, n gradients:
 //   m = momentum * m + g + decay * w; w -= rate * (g + decay * w + momentum * m), or rate * m without Nesterov's,
 // g being the gradient times the factor. Weights and moments change in place; the output says nothing.
 void Momentum(const Tensors& t) {
-  const int first = 3, count = (t.count - first - 1) / 3;
-  const float rate = t.In(0)[0], factor = t.In(1)[0], momentum = t.In(2)[0], decay = t.In(2)[1];
-  const bool nesterov = t.In(2)[2] != 0;
+  const int first = 3, count = (t.count - first - 1) / 3, rate_stride = t.Size(0) > 1;
+  const float factor = t.In(1)[0];
   const std::vector<Piece> pieces = Cut(t, first, count);
   Parallel(static_cast<int64_t>(pieces.size()), [&](int64_t job) {
     const Piece& piece = pieces[job];
+    const float* rule = t.In(2) + 3 * piece.tensor;
+    const float rate = t.In(0)[rate_stride * piece.tensor], momentum = rule[0], decay = rule[1];
+    const bool nesterov = rule[2] != 0;
     float* __restrict__ weight = t.Out(first + piece.tensor) + piece.first;
     float* __restrict__ moment = t.Out(first + count + piece.tensor) + piece.first;
     const float* __restrict__ gradient = t.In(first + 2 * count + piece.tensor) + piece.first;

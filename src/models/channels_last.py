@@ -75,9 +75,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         inputs = (x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.rule)
         if adds:
             inputs = (*inputs, shortcut)
-        y, _, _, mean, variance = self.operators[2 * relu + adds](*inputs)
-        y = ops.depend(y, ops.assign(self.moving_mean, mean))
-        return ops.depend(y, ops.assign(self.moving_variance, variance))
+        return self.operators[2 * relu + adds](*inputs)[0]
 
 
 class Upsample(nn.Cell):

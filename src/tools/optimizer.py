@@ -4,6 +4,8 @@ Where MindSpore's own optimizer does not compute the published rule on every dev
 Nesterov's term out on the CPU without a word, `nn.AdamWeightDecay` corrects no bias, `nn.Lamb` has no CPU operator.
 """
 
+from collections.abc import Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -26,12 +28,7 @@ class Momentum(nn.Optimizer):
         self.moments = self._parameters.clone(prefix="moments", init="zeros")
         self.started = self._parameters.clone(prefix="stat", init="zeros")
         nesterov = nesterov and momentum > 0
-        self.rules = tuple(
-            ops.SGD(0.0, group["weight_decay"], nesterov)
-            for parameter in self._parameters
-            for group in groups[:-1]
-            if any(parameter is member for member in group["params"])
-        )
+        self.rules = tuple(ops.SGD(0.0, decay, nesterov) for decay in _decays(self._parameters, groups))
         # ops.SGD decays as it goes; the base class's pass over the weights is not wanted.
         self.exec_weight_decay = False
 
@@ -55,26 +52,21 @@ class NativeMomentum(nn.Optimizer):
         super().__init__(rates, groups)
         self.moments = self._parameters.clone(prefix="moments", init="zeros")
         self.exec_weight_decay = False
-        self.places, self.rules, self.updates = [], [], []
-        for group in groups[:-1]:  # what shares rate and decay is one operator
-            places = [i for i, p in enumerate(self._parameters) if any(p is member for member in group["params"])]
-            self.places.append(tuple(places))
-            self.rules.append(Tensor(np.array([momentum, group["weight_decay"], nesterov], np.float32)))
-            self.updates.append(momentum_update(len(places)))
+        rules = [(momentum, decay, nesterov) for decay in _decays(self._parameters, groups)]
+        self.rules = Tensor(np.array(rules, np.float32))
+        self.update = momentum_update(len(rules))
 
     def construct(self, gradients: tuple, factor: Tensor) -> Tensor:
         """`factor`: a scalar that multiplies the gradients first."""
-        rates = self.get_lr() if self.is_group_lr else (self.get_lr(),) * len(self._parameters)
+        rates = ops.stack(self.get_lr()) if self.is_group_lr else self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        done = Tensor(True)
-        for places, rule, update in zip(self.places, self.rules, self.updates):
-            weights, moments, parts = (), (), ()
-            for place in places:
-                weights = (*weights, self._parameters[place])
-                moments = (*moments, self.moments[place])
-                parts = (*parts, gradients[place])
-            done = ops.depend(done, update(rates[places[0]], factor, rule, *weights, *moments, *parts))
-        return done
+        return self.update(rates, factor, self.rules, *self._parameters, *self.moments, *gradients)
+
+
+def _decays(parameters: Sequence[Parameter], groups: list) -> list[float]:
+    """The weight decay of each parameter, which its group says."""
+    decays = {id(member): group["weight_decay"] for group in groups[:-1] for member in group["params"]}
+    return [decays[id(parameter)] for parameter in parameters]
 
 
 def _add_adam_moments(optimizer: nn.Optimizer) -> None:
