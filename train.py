@@ -24,6 +24,7 @@ from src.tools.distributed import (
     add_up,
     agree,
     average_statistics,
+    check_equal,
     check_identical,
     hand_out,
     hand_out_facts,
@@ -59,6 +60,7 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
 
     # 2. The network and what it starts from.
     native = native_kernels(config)
+    check_equal("cpu_kernels", native, place)
     network = create_model(config.arch, config.num_classes, config.drop_path_rate, config.flavour, native.network)
     if config.pretrained:
         left_out = load_pretrained(network, config.pretrained, config.flavour, drop_head=True)
@@ -94,11 +96,15 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
 
     # 5. Where to begin: afresh, or where a checkpoint ends; the first rank knows, the others hear of it.
     folder = output_folder(config)
-    checkpoints = Checkpoints(folder / "ckpt_0", config.arch, config.keep_checkpoint_max, writes=place.is_first)
+    checkpoints = Checkpoints(
+        folder / "ckpt_0", config.arch, config.keep_checkpoint_max, writes=place.is_first, kernels=str(native)
+    )
     checkpoints.lock()
     saved = find_saved(checkpoints, config) if place.is_first else None
     if saved:
-        saved.restore(network, step, config.flavour)
+        afresh = saved.restore(network, step, config.flavour)
+        if afresh:
+            log.warning("resume: %d parameters start afresh, as %s: not in the checkpoint", len(afresh), afresh[0])
     hand_out(step, place)
     facts = hand_out_facts(saved.facts if saved else None, place)
     first, done, spent = config.start_epoch + 1, 0, 0.0
@@ -199,6 +205,9 @@ def find_saved(checkpoints: Checkpoints, config: Config) -> Optional[Saved]:
             return None
     else:
         saved = read_saved(config.resume)
+    if saved.facts.get("kernels") != checkpoints.kernels:
+        then = saved.facts.get("kernels")
+        log.warning("resume: other CPU kernels (%s, now %s): right, but not bit for bit", then, checkpoints.kernels)
     differences = saved.differences(config)
     for line in differences:
         log.warning("resume: %s", line)

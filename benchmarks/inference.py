@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time eval.py's forward pass on the CPU.")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--amp_level", default="O0")
+    parser.add_argument("--amp_level", default="O0", choices=("O0", "auto"))
     parser.add_argument("--steps", type=int, default=12)
     arguments = parser.parse_args()
     config, _ = launch(Config(device_target="CPU", amp_level=arguments.amp_level))

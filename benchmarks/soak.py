@@ -48,15 +48,19 @@ def main() -> None:
             while not ended:
                 process = start([*flags, "--resume", "auto"], folder)
                 counts["resumed"] += bool(list((folder / "ckpt_0").glob("*.state")))
+                number = None
                 if counts["kills"] >= arguments.kills:
                     process.wait()
                 else:
                     number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
                     moment = time.monotonic() + rng.uniform(0.2, whole)
                     kill_when(process, number, lambda: time.monotonic() >= moment)  # noqa: B023
-                    counts[number.name] += process.returncode != 0
-                    counts["kills"] += process.returncode != 0
                 ended = process.returncode == 0
+                if not ended:
+                    if number is None or process.returncode not in (-number, 128 + number):
+                        sys.exit(f"exit code {process.returncode} of its own\n{log_of(folder)}")
+                    counts[number.name] += 1
+                    counts["kills"] += 1
             counts["ended"] += 1
             counts["losses"] += outcome(folder) != want
             print(f"{counts['kills']} kills, {counts['ended']} runs ended, {counts['losses']} losses", file=sys.stderr)

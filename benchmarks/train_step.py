@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--amp_level", default="O0")
+    parser.add_argument("--amp_level", default="O0", choices=("O0", "auto"))
     parser.add_argument("--cpu_kernels", default="native", choices=("native", "mindspore"))
     parser.add_argument("--profile", action="store_true", help="also time the parts, each as a graph of its own")
     arguments = parser.parse_args()

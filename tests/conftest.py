@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,6 +30,8 @@ def write_digits(folder: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _pynative_mode_whatever_ran_before():
+    import mindspore as ms  # not above: it sets OMP_NUM_THREADS to 1 for all children of the process
+
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
 

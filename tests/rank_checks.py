@@ -14,6 +14,7 @@ from src.tools.distributed import (
     add_up,
     agree,
     average_statistics,
+    check_equal,
     check_identical,
     gather,
     hand_out,
@@ -147,6 +148,12 @@ def main() -> None:
         results["mismatch"] = ["none"]
     except UserError as error:
         results["mismatch"] = [str(error)]
+    check_equal("answer", 42, place)
+    try:
+        check_equal("answer", 42 + place.rank, place)
+        results["unequal"] = ["none"]
+    except UserError as error:
+        results["unequal"] = [str(error)]
     np.savez("results.npz", **results)
 
 

@@ -114,6 +114,14 @@ def test_one_bit_of_difference_is_an_error_that_names_the_parameter(ranks):
     assert ranks["1"][0]["mismatch"][0] == "none"
 
 
+def test_what_must_be_equal_and_is_not_is_an_error_that_names_the_ranks(ranks):
+    for rank, result in enumerate(ranks["2"]):
+        assert str(result["unequal"][0]) == (
+            f"answer: rank 1 and rank 0 differ (here: {42 + rank}), which must be the same on all"
+        )
+    assert ranks["1"][0]["unequal"][0] == "none"
+
+
 def test_alone_nothing_is_exchanged():
     alone, totals = Place(), Totals(images=3, loss=0.5, top1=1, top5=2)
     assert sum_totals(totals, alone) == totals

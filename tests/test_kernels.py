@@ -173,6 +173,37 @@ def test_batch_norm_and_its_gradient_equal_the_published_formula(shape, offset, 
         np.testing.assert_allclose(gradient.asnumpy(), exact, atol=3e-5 * scale)
 
 
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_moving_averages_survive_numbers_that_are_not_finite(bad):
+    x = noise(2, 3, 3, 4)
+    x[1, 0, 2, 1] = bad
+    one, rule = Tensor(np.ones(4, np.float32)), Tensor(np.array([1e-5, 0.9], np.float32))
+    moving = [Parameter(Tensor(np.ones(4, np.float32)), name="moving") for _ in range(2)]
+    y = operators.batch_norm()(Tensor(x), one, one, *moving, rule)[0].asnumpy()
+    assert not np.isfinite(y[..., 1]).any()
+    assert np.isfinite(np.delete(y, 1, -1)).all()
+    for parameter in moving:
+        assert np.isfinite(parameter.asnumpy()).all()
+        assert (parameter.asnumpy() == 1).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
+def test_shapes_and_types_that_do_not_fit_are_refused(mode):
+    ms.set_context(mode=mode)
+    x, weight, bias = (Tensor(noise(*shape)) for shape in ((1, 4, 4, 6), (5, 6, 3, 3), (5,)))
+    with pytest.raises(ValueError, match="conv2d: weight's inputs: must be 6, not 4"):
+        operators.convolution(1, False, False)(x, Tensor(noise(5, 4, 3, 3)))
+    with pytest.raises(ValueError, match=r"conv2d_bias: bias: must be \[5\], not \[4\]"):
+        operators.convolution(1, False, True)(x, weight, Tensor(noise(4)))
+    with pytest.raises(ValueError, match=r"conv2d_bias_relu: shortcut: must be \[1, 2, 2, 5\], not \[1, 1, 1, 5\]"):
+        operators.finished_convolution(2, False, True)(x, weight, bias, Tensor(noise(1, 1, 1, 5)))
+    with pytest.raises(TypeError, match=r"works on float32, not on.*Float16"):
+        operators.convolution(1, False, False)(Tensor(x, ms.float16), weight)
+    moving = [Parameter(Tensor(noise(6)), name="moving") for _ in range(2)]
+    with pytest.raises(ValueError, match=r"batch_norm: beta: must be \[6\], not \[5\]"):
+        operators.batch_norm()(x, Tensor(noise(6)), bias, *moving, Tensor(noise(2)))
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(("small", "large"), [((7, 7), (28, 28)), ((3, 5), (7, 9)), ((1, 2), (4, 2))])
 def test_upsampling_is_mindspores_and_its_gradient_the_adjoint(half, small, large):
@@ -258,6 +289,7 @@ def test_without_a_compiler_mindspores_kernels_serve_and_the_log_says_so(tmp_pat
     assert not native_kernels(config.model_copy(update={"cpu_kernels": "mindspore"})).update
     assert not native_kernels(Config(amp_level="O0")).update
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(build, "FOLDER", copy_of_sources(tmp_path / "kernels"))
     build.library.cache_clear()
     try:
         assert not native_kernels(config).update
@@ -306,12 +338,54 @@ def test_two_processes_that_compile_at_once_both_succeed(tmp_path):
     assert [str(path) for path in (folder / "build").iterdir()] == list(paths)
 
 
+def test_a_damaged_library_is_compiled_anew(tmp_path):
+    folder = copy_of_sources(tmp_path / "kernels")
+    path = run_python(compile_in(folder)).stdout
+    made = next((folder / "build").iterdir())
+    whole = made.stat().st_size
+    os.truncate(made, 0)  # what a power cut may leave
+    done = run_python("import logging; logging.basicConfig(); " + compile_in(folder))
+    assert done.stdout == path
+    assert "is damaged" in done.stderr
+    assert made.stat().st_size == whole
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder that nobody may write to, and mend it")
+@pytest.mark.skipif(not shutil.which("chattr"), reason="needs chattr")
+def test_an_installation_that_may_not_be_written_to_keeps_them_at_home(tmp_path):
+    folder = copy_of_sources(tmp_path / "kernels")
+    if subprocess.run(["chattr", "+i", folder], check=False).returncode:
+        pytest.skip("the file system has no immutable folders")
+    try:
+        paths = {run_python(compile_in(folder), HOME=str(tmp_path)).stdout.strip() for _ in range(2)}
+    finally:
+        subprocess.run(["chattr", "-i", folder], check=True)
+    assert [str(path) for path in (tmp_path / ".cache/ddrnet-kernels").iterdir()] == list(paths)
+
+
+THREADS = """
+import ctypes, src, mindspore as ms, numpy as np
+from src.kernels import build, operators
+ms.set_context(mode=ms.GRAPH_MODE)
+operators.sum_of_squares()(ms.Tensor(np.ones(100000, np.float32))).asnumpy()
+print(ctypes.CDLL(str(build.library())).ddrnet_threads())
+"""
+
+
+@pytest.mark.parametrize(("wanted", "least"), [("", 0), ("1", 1), ("2,1", 2), ("1000", 0)])
+def test_all_cores_work_unless_the_environment_says_fewer(wanted, least):
+    """Within MindSpore, which sets OMP_NUM_THREADS to 1 when it is imported."""
+    cores = len(os.sched_getaffinity(0))
+    assert int(run_python(THREADS, OMP_NUM_THREADS=wanted).stdout) == min(cores, least or cores)
+
+
 def test_sources_that_do_not_compile_are_told_and_leave_nothing(tmp_path):
     folder = copy_of_sources(tmp_path / "kernels")
     (folder / "update.cc").write_text("no C++ at all")
     done = run_python("import logging; logging.basicConfig(); " + compile_in(folder))
     assert done.stdout.strip() == "None"
-    assert "MindSpore's own CPU kernels are used, slower" in done.stderr
+    assert "does not name a type" in done.stderr
+    assert "MindSpore's own are used, slower" in done.stderr
     assert list((folder / "build").iterdir()) == []
 
 

@@ -1,11 +1,15 @@
 """Mixed precision, and batch norm folded for inference."""
 
+from dataclasses import replace
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from src.errors import UserError
 from src.models import create_model
+from src.models.ddrnet import DDRNet
 from src.models.fold import fold_batch_norm, refold
 from src.tools.cell import cast_amp
 from tests.golden import weights
@@ -68,6 +72,25 @@ def test_folding_batch_norm_changes_logits_by_rounding_alone(flavour):
     want = net(Tensor(IMAGES)).asnumpy()
     np.testing.assert_allclose(folded(Tensor(IMAGES)).asnumpy(), want, atol=1e-5 * np.abs(want).max())
     assert not any(isinstance(cell, nn.BatchNorm2d) for _, cell in folded.cells_and_names())
+
+
+def test_what_a_changed_network_adds_is_folded_too_or_refused():
+    def changed(net):
+        net.extra_conv, net.extra_norm = nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)
+        net.extra_head = nn.Dense(3, 2)
+        return net
+
+    net = changed(network())
+    copy = changed(DDRNet(net.architecture, replace(net.flavour, folded=True), 10))
+    refold(net, copy)
+    for name in ("extra_conv.weight", "extra_norm.gamma", "extra_head.weight", "linear.weight"):
+        own, folded = (cell.parameters_dict()[name].asnumpy() for cell in (net, copy))
+        np.testing.assert_array_equal(own, folded)
+    images = Tensor(IMAGES)
+    np.testing.assert_allclose(copy.set_train(False)(images).asnumpy(), net(images).asnumpy(), atol=2e-6)
+    copy.another = nn.Dense(3, 2)
+    with pytest.raises(UserError, match=r"another\..*the network has none of that shape"):
+        refold(net, copy)
 
 
 def test_refolding_follows_new_weights():

@@ -7,13 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 import pytest
+from mindspore import nn
 
-from src.args import parse_args
-from src.errors import UserError
+from src.args import Config, parse_args
+from src.errors import TrainingStopped, UserError
 from src.tools.checkpoint import Checkpoints, read_saved
 from tests.conftest import TINY, command, run_program
 from tests.interrupted import kill_when, log_of, outcome, start, wait_for
@@ -87,6 +90,39 @@ def test_auto_starts_afresh_where_there_is_nothing_and_says_so(flags, tmp_path):
     process = start([*flags, "--resume", "auto"], tmp_path)
     kill_when(process, signal.SIGKILL, lambda: "configuration" in log_of(tmp_path))
     assert "resume: no checkpoint in ckpt_0, starting afresh" in log_of(tmp_path)
+
+
+class SmallStep(nn.Cell):
+    """A network of six numbers and a step around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Dense(2, 2)
+        self.updates = ms.Parameter(ms.Tensor(0), name="updates")
+
+
+def test_the_newest_is_the_last_that_was_saved_also_where_the_clock_was_set_back(tmp_path):
+    step, checkpoints = SmallStep(), Checkpoints(tmp_path, "DDRNet23", keep=2)
+    paths = [checkpoints.save(step.network, step, Config(), epoch, 1, True) for epoch in (9, 10)]
+    tomorrow = time.time() + 24 * 3600
+    for path in paths:
+        os.utime(path, (tomorrow, tomorrow + paths.index(path)))
+    last = checkpoints.save(step.network, step, Config(), 11, 1, True)
+    assert checkpoints.newest_good()[0].path == last
+    assert checkpoints.numbered() == [paths[1], last]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    step, checkpoints = SmallStep(), Checkpoints(tmp_path, "DDRNet23", keep=2)
+    good = checkpoints.save(step.network, step, Config(), 1, 1, True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    step.network.weight.set_data(ms.Tensor(np.array([[1, np.nan], [0, 0]], np.float32)))
+    with pytest.raises(TrainingStopped, match=r"network\.weight is no longer finite, and nothing was saved"):
+        checkpoints.save(step.network, step, Config(), 2, 1, True)
+    with pytest.raises(TrainingStopped):
+        checkpoints.save_best(step.network, 0.5)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert checkpoints.newest_good()[0].path == good
 
 
 def newest(folder: Path) -> Path:

@@ -32,7 +32,7 @@ void Normalize(const Tensors& t) {
   const float *x = t.In(0), *gamma = t.In(1), *beta = t.In(2);
   float *moving_mean = t.Out(3), *moving_variance = t.Out(4);
   const double eps = t.In(5)[0], momentum = t.In(5)[1];
-  const float* shortcut = t.In(6);
+  const float* shortcut = adds ? t.In(6) : nullptr;
   constexpr int out = adds ? 7 : 6;
   float *y = t.Out(out), *mean = t.Out(out + 1), *inverse = t.Out(out + 2);
   // Of each chunk the mean, and the squared distances from it, which no cancellation spoils.
@@ -72,6 +72,7 @@ void Normalize(const Tensors& t) {
     scale[i] = gamma[i] * inverse[i];
     shift[i] = beta[i] - mean[i] * scale[i];
     const double unbiased = r.rows > 1 ? square / (rows - 1) : variance;
+    if (!std::isfinite(static_cast<float>(unbiased))) continue;  // the step is skipped, and these must survive it
     moving_mean[i] = static_cast<float>(momentum * moving_mean[i] + (1.0 - momentum) * average);
     moving_variance[i] = static_cast<float>(momentum * moving_variance[i] + (1.0 - momentum) * unbiased);
   }
@@ -95,9 +96,11 @@ template <bool relu, bool adds>
 void NormalizeGradient(const Tensors& t) {
   const Rows r(t, 0);
   const int64_t channels = r.channels;
-  const float *x = t.In(0), *dy = t.In(1), *gamma = t.In(2), *mean = t.In(3), *inverse = t.In(4), *y = t.In(5);
+  const float *x = t.In(0), *dy = t.In(1), *gamma = t.In(2), *mean = t.In(3), *inverse = t.In(4);
+  const float* y = relu ? t.In(5) : nullptr;
   constexpr int out = relu ? 6 : 5;
-  float *dx = t.Out(out), *dgamma = t.Out(out + 1), *dbeta = t.Out(out + 2), *dshortcut = t.Out(out + 3);
+  float *dx = t.Out(out), *dgamma = t.Out(out + 1), *dbeta = t.Out(out + 2);
+  float* dshortcut = relu && adds ? t.Out(out + 3) : nullptr;
   float* sums = Scratch(kFirst, r.chunks * channels);
   float* products = Scratch(kSecond, r.chunks * channels);
   Parallel(r.chunks, [&](int64_t c) {

@@ -4,12 +4,15 @@ import ctypes
 import functools
 import hashlib
 import logging
+import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Optional
+
+from src.errors import UserError
+from src.tools.files import atomic_write
 
 _log = logging.getLogger(__name__)
 FOLDER = Path(__file__).resolve().parent
@@ -27,35 +30,34 @@ FLAGS = (
 
 @functools.cache
 def library() -> Optional[Path]:
-    """The compiled kernels: made at the first call on this machine, kept in build/ beside this file.
+    """The compiled kernels, loaded: made at the first call on this machine, kept in build/ beside this file.
 
-    None, with a line in the log, where there is no compiler or it fails.
+    An installation that this user may not write to has them in ~/.cache/ddrnet-kernels. None, with a line in the log,
+    where there is no compiler, or it fails.
     """
-    compiler = next((found for found in map(shutil.which, COMPILERS) if found), None)
-    if platform.system() != "Linux" or compiler is None:
-        _log.warning("no C++ compiler (%s) found: MindSpore's own CPU kernels are used, slower", ", ".join(COMPILERS))
-        return None
-    name = f"kernels-{_digest(compiler)}.so"
-    folder = FOLDER / "build"
-    if (folder / name).exists():
-        return folder / name
-    try:
-        folder.mkdir(exist_ok=True)
-        scratch = tempfile.mkdtemp(dir=folder)
-    except OSError:  # an installation that this user may not write to: compiled anew by every process
-        folder = Path(scratch := tempfile.mkdtemp(prefix="ddrnet-kernels-"))
-    made = Path(scratch) / name
-    command = [compiler, *FLAGS, *map(str, sorted(FOLDER.glob("*.cc"))), "-o", str(made)]
-    _log.info("compiling the CPU kernels, once: %s", folder / name)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        made.replace(folder / name)
-    if folder != Path(scratch):
-        shutil.rmtree(scratch)
-    if done.returncode:
-        _log.warning("%s\n%sMindSpore's own CPU kernels are used, slower", " ".join(command), done.stderr)
-        return None
-    return folder / name
+    if platform.system() != "Linux":
+        return _without(f"there are none for {platform.system()}")
+    for folder in (FOLDER / "build", Path(os.environ.get("HOME", "/"), ".cache/ddrnet-kernels")):
+        path = folder / f"kernels-{_digest()}.so"
+        if _loads(path):
+            return path
+        compiler = next((found for found in map(shutil.which, COMPILERS) if found), None)
+        if compiler is None:
+            return _without(f"no C++ compiler ({', '.join(COMPILERS)}) found")
+        _log.info("compiling the CPU kernels, once: %s", path)
+        try:
+            with atomic_write(path) as temporary:
+                sources = map(str, sorted(FOLDER.glob("*.cc")))
+                subprocess.run(
+                    [compiler, *FLAGS, *sources, "-o", temporary], check=True, capture_output=True, text=True
+                )
+        except UserError:
+            continue
+        except subprocess.CalledProcessError as error:
+            return _without(f"{' '.join(map(str, error.cmd))}\n{error.stderr}")
+        if _loads(path):
+            return path
+    return _without("they could not be written")
 
 
 @functools.cache
@@ -65,11 +67,35 @@ def has_bfloat16() -> bool:
     return path is not None and bool(ctypes.CDLL(str(path)).ddrnet_has_bfloat16())
 
 
-def _digest(compiler: str) -> str:
-    """Stands for all that the compiled kernels depend on: sources, flags, compiler and processor."""
+def _without(reason: str) -> None:
+    _log.warning("the CPU kernels: %s; MindSpore's own are used, slower", reason)
+
+
+def _loads(path: Path) -> bool:
+    """Load a library for good, so that its threads keep their code, and tell it how many of them it may have.
+
+    A damaged one is removed. The number of threads is read here because importing MindSpore sets OMP_NUM_THREADS to 1
+    in the C library's environment.
+    """
+    if not path.exists():
+        return False
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        _log.warning("%s: is damaged (%s), compiling anew", path, error)
+        path.unlink(missing_ok=True)
+        return False
+    most = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if most.isdigit():
+        loaded.ddrnet_limit_threads(int(most))
+    return True
+
+
+def _digest() -> str:
+    """Stands for all that the compiled kernels depend on: sources, flags and processor."""
     sources = sorted([*FOLDER.glob("*.cc"), *FOLDER.glob("*.h")])
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     facts = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     processor = [line for line in facts if line.lower().startswith(("flags", "features", "model", "cpu part"))]
-    parts = [*(path.read_text() for path in sources), *FLAGS, version, *processor]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        "\0".join([*(path.read_text() for path in sources), *FLAGS, *processor]).encode()
+    ).hexdigest()[:16]

@@ -117,6 +117,8 @@ unsigned DropDenormals() { return 0; }
 void RestoreMode(unsigned) {}
 #endif
 
+int most_threads = 0;  // 0: as many as there are cores
+
 // Threads that sleep between operators. Workers take indices one by one, so a thread whose core is busy with something
 // else (decoding the next batch) delays nobody; one that wakes too late finds nothing to do and is not waited for.
 class Pool {
@@ -124,8 +126,7 @@ class Pool {
   Pool() {
     cpu_set_t set;
     size_ = sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
-    const char* wanted = std::getenv("OMP_NUM_THREADS");  // what users of other frameworks know
-    if (wanted && std::atoi(wanted) > 0) size_ = std::min(size_, std::atoi(wanted));
+    if (most_threads > 0) size_ = std::min(size_, most_threads);
     for (int i = 1; i < size_; ++i) std::thread([this] { Work(); }).detach();
   }
 
@@ -237,3 +238,7 @@ Exclusive::~Exclusive() {
 }
 
 }  // namespace ddrnet
+
+// Before the first operator runs.
+extern "C" void ddrnet_limit_threads(int most) { ddrnet::most_threads = most; }
+extern "C" int ddrnet_threads() { return ddrnet::Threads(); }

@@ -5,7 +5,7 @@ https://www.mindspore.cn/tutorials/en/r2.7.0/custom_program/op_custom.html descr
 """
 
 import functools
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 import mindspore as ms
 from mindspore import Tensor, ops
@@ -27,8 +27,12 @@ class Operator(ops.Custom):
     """
 
     def __init__(self, name: str, shape: Callable, outputs: int = 1, bprop: Optional[Callable] = None) -> None:
-        dtype = ms.float32 if outputs == 1 else (ms.float32,) * outputs
-        super().__init__(f"{library()}:{name}", shape, lambda *_: dtype, func_type="aot", bprop=bprop)
+        def dtype(*kinds: ms.Type) -> Union[ms.Type, tuple]:
+            if any(kind.element_type() != ms.float32 for kind in kinds):
+                raise TypeError(f"{name}: works on float32, not on {', '.join(map(str, kinds))}")
+            return ms.float32 if outputs == 1 else (ms.float32,) * outputs
+
+        super().__init__(f"{library()}:{name}", shape, dtype, func_type="aot", bprop=bprop)
 
     def writing(self, inputs: int, written: range) -> "Operator":
         """Say which of so many inputs the function writes to: they must be Parameters."""
@@ -48,7 +52,7 @@ def convolution(stride: int, same: bool, bias: bool, bfloat16: bool = False) -> 
         bias: whether there is one.
         bfloat16: multiply in bfloat16 and add up in float32, where the processor can (`has_bfloat16`).
     """
-    suffix = _suffix(stride, same, bfloat16)
+    name, suffix = f"conv2d{'_bias' * bias}", _suffix(stride, same, bfloat16)
     input_gradient = Operator(f"conv2d_input_gradient_{suffix}", lambda dy, weight, x: x)
     weight_gradient = Operator(f"conv2d_weight_gradient_{suffix}", lambda x, dy, weight: weight)
 
@@ -58,28 +62,36 @@ def convolution(stride: int, same: bool, bias: bool, bfloat16: bool = False) -> 
     def gradients_with_bias(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple:
         return input_gradient(dout, weight, x), weight_gradient(x, dout, weight), dout.sum((0, 1, 2))
 
-    if bias:
-        return Operator(f"conv2d_bias_{suffix}", _convolved(stride), bprop=gradients_with_bias)
-    return Operator(f"conv2d_{suffix}", _convolved(stride), bprop=gradients)
+    bprop = gradients_with_bias if bias else gradients
+    return Operator(f"{name}_{suffix}", _convolved(name, stride), bprop=bprop)
 
 
 @functools.cache
 def finished_convolution(stride: int, same: bool, relu: bool, bfloat16: bool = False) -> Operator:
     """For inference: x (N, H, W, C), weight (O, C, k, k), bias (O)[, shortcut as the output] to `convolution`'s output
     plus the shortcut, through a ReLU or not. Has no gradient."""
-    name = f"conv2d_bias_{'relu_' if relu else ''}{_suffix(stride, same, bfloat16)}"
-    return Operator(name, _convolved(stride))
+    name = f"conv2d_bias{'_relu' * relu}"
+    return Operator(f"{name}_{_suffix(stride, same, bfloat16)}", _convolved(name, stride))
 
 
 def _suffix(stride: int, same: bool, bfloat16: bool) -> str:
-    return f"{stride}{'_same' if same else ''}{'_bfloat16' if bfloat16 else ''}"
+    return f"{stride}{'_same' * same}{'_bfloat16' * bfloat16}"
 
 
-def _convolved(stride: int) -> Callable:
-    def shape(x: list, weight: list, *_: list) -> list:
-        return [x[0], -(-x[1] // stride), -(-x[2] // stride), weight[0]]
+def _convolved(name: str, stride: int) -> Callable:
+    def shape(x: list, weight: list, *bias_and_shortcut: list) -> list:
+        y = [x[0], -(-x[1] // stride), -(-x[2] // stride), weight[0]]
+        _check(name, [x[3], [weight[0]], y], [weight[1], *bias_and_shortcut], ["weight's inputs", "bias", "shortcut"])
+        return y
 
     return shape
+
+
+def _check(name: str, wanted: list, shapes: list, what: list[str]) -> None:
+    """The kernels trust the shapes that they are given, so they must fit: as many as there are."""
+    for want, shape, which in zip(wanted, shapes, what):
+        if shape != want:
+            raise ValueError(f"{name}: {which}: must be {want}, not {shape}")
 
 
 @functools.cache
@@ -115,8 +127,13 @@ def batch_norm(relu: bool = False, adds: bool = False) -> Operator:
         (True, True): gradients_add_relu,
     }[relu, adds]
     name = f"batch_norm{'_add' * adds}{'_relu' * relu}"
-    norm = Operator(name, lambda x, gamma, *_: (x, gamma, gamma), outputs=3, bprop=bprop)
-    return norm.writing(6 + adds, range(3, 5))
+
+    def shape(x: list, *others: list) -> tuple:
+        what = ["gamma", "beta", "moving mean", "moving variance", "rule", "shortcut"]
+        _check(name, [[x[3]]] * 4 + [[2], x], list(others), what)
+        return x, others[0], others[0]
+
+    return Operator(name, shape, outputs=3, bprop=bprop).writing(6 + adds, range(3, 5))
 
 
 def _zeros(*inputs: Tensor) -> tuple:

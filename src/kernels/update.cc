@@ -35,18 +35,18 @@ void SumOfSquares(const Tensors& t) {
   Parallel(static_cast<int64_t>(pieces.size()), [&](int64_t job) {
     const Piece& piece = pieces[job];
     const float* from = t.In(piece.tensor) + piece.first;
-    constexpr int kSums = 8;
-    Vec sum[kSums] = {};
+    constexpr int kParts = 8;
+    Vec sum[kParts] = {};
     int64_t i = 0;
-    for (; i + kSums * kLanes <= piece.count; i += kSums * kLanes) {
-      for (int s = 0; s < kSums; ++s) {
+    for (; i + kParts * kLanes <= piece.count; i += kParts * kLanes) {
+      for (int s = 0; s < kParts; ++s) {
         const Vec value = *reinterpret_cast<const VecU*>(from + i + s * kLanes);
         sum[s] += value * value;
       }
     }
     double total = 0;
     for (; i < piece.count; ++i) total += static_cast<double>(from[i]) * from[i];
-    for (int s = 0; s < kSums; ++s) {
+    for (int s = 0; s < kParts; ++s) {
       for (int lane = 0; lane < kLanes; ++lane) total += sum[s][lane];
     }
     sums[job] = static_cast<float>(total);

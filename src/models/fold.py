@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from mindspore import Tensor, nn
 
+from src.errors import UserError
 from src.models.ddrnet import DDRNet
 
 
@@ -22,9 +23,18 @@ def fold_batch_norm(network: DDRNet) -> DDRNet:
 
 
 def refold(network: DDRNet, folded: DDRNet) -> None:
-    """Bring a copy that `fold_batch_norm` made up to date with the network's weights."""
-    norms = _cells(network, nn.BatchNorm2d)
-    for conv, norm, target in zip(_cells(network, nn.Conv2d), norms, _cells(folded, nn.Conv2d)):
+    """Bring a copy that `fold_batch_norm` made up to date with the network's weights.
+
+    Raises:
+        UserError: the copy has a parameter that the network has not, so the network does not follow its own flavour.
+    """
+    cells = dict(folded.cells_and_names())
+    own = {parameter.name: parameter for parameter in network.get_parameters()}
+    missing = {parameter.name: parameter for parameter in folded.get_parameters()}
+    layers = [pair for pair in network.cells_and_names() if isinstance(pair[1], (nn.Conv2d, nn.BatchNorm2d))]
+    for (name, conv), (norm_name, norm) in zip(layers, layers[1:]):
+        if not (isinstance(norm, nn.BatchNorm2d) and isinstance(cells.get(norm_name), nn.Identity)):
+            continue  # a batch norm that the copy has not is part of the convolution before it
         gamma, beta, mean, variance = (
             value.asnumpy().astype(np.float64)
             for value in (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
@@ -32,11 +42,11 @@ def refold(network: DDRNet, folded: DDRNet) -> None:
         scale = gamma / np.sqrt(variance + norm.eps)
         shift = conv.bias.asnumpy() if conv.has_bias else 0.0
         weight = conv.weight.asnumpy() * scale[:, None, None, None]
+        target = cells[name]
         target.weight.set_data(Tensor(weight.astype(np.float32)))
         target.bias.set_data(Tensor((beta + (shift - mean) * scale).astype(np.float32)))
-    folded.linear.weight.set_data(network.linear.weight.value())
-    folded.linear.bias.set_data(network.linear.bias.value())
-
-
-def _cells(network: nn.Cell, kind: type) -> list[nn.Cell]:
-    return [cell for _, cell in network.cells_and_names() if isinstance(cell, kind)]
+        del missing[target.weight.name], missing[target.bias.name]
+    for name, parameter in missing.items():
+        if name not in own or own[name].shape != parameter.shape:
+            raise UserError(f"fold_batch_norm: {name}: the network has none of that shape; build it with conv_bn()")
+        parameter.set_data(own[name].value())

@@ -47,16 +47,20 @@ class Native:
     """Which parts of a run use the kernels in `src.kernels`.
 
     network: "float32" or "bfloat16", in which convolutions multiply; "": MindSpore's operators. update: whether the
-    update of the weights does.
+    update of the weights does. library: the compiled kernels' name, which stands for their sources and the processor.
     """
 
-    network: str
-    update: bool
+    network: str = ""
+    update: bool = False
+    library: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.network or 'none'} in the network, {self.library or 'none'}"
 
 
 def native_kernels(config: Config) -> Native:
     """Where the CPU's own kernels serve: they compute in float32 or bfloat16, and must have been compiled."""
     if config.device_target != "CPU" or config.cpu_kernels != "native" or library() is None:
-        return Native(network="", update=False)
+        return Native()
     network = {"O0": "float32", "auto": "bfloat16" if has_bfloat16() else "float32"}.get(config.amp_level, "")
-    return Native(network, update=True)
+    return Native(network, update=True, library=library().stem)

@@ -11,7 +11,9 @@ import fcntl
 import hashlib
 import io
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.args import OUTSIDE, Config
-from src.errors import UserError
+from src.errors import TrainingStopped, UserError
 from src.tools.files import atomic_write
 from src.tools.weights import load_pretrained
 
@@ -46,8 +48,15 @@ def save_weights(network: nn.Cell, path: Path) -> None:
     """Write the network's parameters to `path` (.ckpt), with MindSpore's CRC32 of each.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full; what stood at `path` is still there.
+        TrainingStopped: a parameter is not finite.
+        UserError: the folder cannot be written or the disk is full. In both cases what stood at `path` is still there.
     """
+    for parameter in network.get_parameters():
+        if not np.isfinite(parameter.asnumpy()).all():
+            raise TrainingStopped(
+                f"{parameter.name} is no longer finite, and nothing was saved; go on from an earlier checkpoint with a "
+                "lower base_lr or a longer warmup"
+            )
     values = [{"name": parameter.name, "data": parameter} for parameter in network.get_parameters()]
     with atomic_write(path) as temporary:
         ms.save_checkpoint(values, str(temporary), crc_check=True)
@@ -61,12 +70,16 @@ class Saved:
     facts: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
-    def restore(self, network: nn.Cell, step: nn.Cell, flavour: str) -> None:
-        """Bring network, optimizer and counters to where they were."""
+    def restore(self, network: nn.Cell, step: nn.Cell, flavour: str) -> list[str]:
+        """Bring network, optimizer and counters to where they were; the names that the checkpoint knows nothing of."""
         load_pretrained(network, str(self.path), flavour)
+        afresh = []
         for name, parameter in _state_of(network, step).items():
             if name in self.arrays and self.arrays[name].shape == tuple(parameter.shape):
                 parameter.set_data(Tensor(self.arrays[name]))
+            elif not name.startswith("accumulated"):  # empty between two updates, which is when a checkpoint is made
+                afresh.append(name)
+        return afresh
 
     def differences(self, config: Config) -> list[str]:
         """The keys that would change the run, as lines 'key: then, now'."""
@@ -92,13 +105,15 @@ class Checkpoints:
         arch: the files' name, as in DDRNet23-<epoch>_<step>.ckpt.
         keep: how many of the numbered ones are kept, the newest.
         writes: False on all ranks but the first: they only keep count.
+        kernels: what computes, to compare at resume.
     """
 
-    def __init__(self, folder: Path, arch: str, keep: int, writes: bool = True) -> None:
+    def __init__(self, folder: Path, arch: str, keep: int, writes: bool = True, kernels: str = "") -> None:
         self.folder = folder
         self.arch = arch
         self.keep = keep
         self.writes = writes
+        self.kernels = kernels
         self.best = -1.0
 
     def lock(self) -> None:
@@ -138,6 +153,10 @@ class Checkpoints:
     ) -> Path:
         """Save <arch>-<epoch>_<done>.ckpt and .state, then drop the oldest beyond `keep`.
 
+        Raises:
+            TrainingStopped: a parameter is not finite; nothing was written.
+            UserError: the folder cannot be written or the disk is full; what was there before still is.
+
         Args:
             network: whose parameters go to the .ckpt.
             step: the training step, whose other parameters go to the .state.
@@ -150,7 +169,10 @@ class Checkpoints:
         path = self.folder / f"{self.arch}-{epoch}_{done}.ckpt"
         if not self.writes:
             return path
+        others = [other.stat().st_mtime_ns for other in self.numbered() if other != path]
         save_weights(network, path)
+        newest = max([time.time_ns(), *(other + 1 for other in others)])  # also where the clock was set back
+        os.utime(path, ns=(newest, newest))
         facts = {
             "next_epoch": epoch + 1 if finished else epoch,
             "next_done": 0 if finished else done,
@@ -158,6 +180,7 @@ class Checkpoints:
             "best": self.best,
             "config": json.loads(config.model_dump_json()),
             "images_an_update": config.images_an_update,
+            "kernels": self.kernels,
             "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
         arrays = {name: parameter.asnumpy() for name, parameter in _state_of(network, step).items()}

@@ -8,8 +8,8 @@ graph. So each graph has a folder of its own here, named by all that it follows 
 import hashlib
 import json
 import logging
-import os
 import platform
+import secrets
 import shutil
 import sys
 import time
@@ -60,9 +60,10 @@ class CompileCache:
             _log.warning("compile_cache: %s is damaged, compiling anew", self.entry)
             shutil.rmtree(self.entry, ignore_errors=True)
         if not self.entry.exists():
-            self.making = self.entry.with_name(f".{self.entry.name}.{os.getpid()}.tmp")
             try:
-                self.making.mkdir(parents=True, exist_ok=True)
+                self.entry.parent.mkdir(parents=True, exist_ok=True)
+                self.making = self.entry.with_name(f".{self.entry.name}.{secrets.token_hex(8)}.tmp")
+                self.making.mkdir()
                 for left in self.entry.parent.glob(".*.tmp"):  # of processes that died while they compiled
                     if left.stat().st_mtime < time.time() - DAY:
                         shutil.rmtree(left, ignore_errors=True)

@@ -92,6 +92,19 @@ def check_identical(parameters: Iterable[Parameter], place: Place) -> None:
         )
 
 
+def check_equal(what: str, value: Any, place: Place) -> None:
+    """Make sure that something is the same on all ranks, by its text.
+
+    Raises:
+        UserError: one has another, on every rank; the message names `what` and the ranks.
+    """
+    own = np.frombuffer(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), np.int64)
+    of_ranks = gather(own, place)[:, 0]
+    if (of_ranks != of_ranks[0]).any():
+        ranks = ", ".join(map(str, np.flatnonzero(of_ranks != of_ranks[0])))
+        raise UserError(f"{what}: rank {ranks} and rank 0 differ (here: {value}), which must be the same on all")
+
+
 def trained(step: nn.Cell) -> list[Parameter]:
     """The parameters of a training step that must be the same on all ranks: weights, moments and counters.
 

@@ -1,4 +1,6 @@
-"""Where this process runs: its device, and its place among the ranks. The only module that reads the environment.
+"""Where this process runs: its device, and its place among the ranks.
+
+The only module that reads the environment, save for OMP_NUM_THREADS and HOME in `src.kernels.build`.
 
 One process a card is started either with a rank table (RANK_ID, RANK_SIZE and DEVICE_ID in its environment) or by
 MindSpore's dynamic cluster (MS_ROLE and MS_WORKER_NUM, what msrun sets up); without either it runs alone.

@@ -88,7 +88,7 @@ class TrainOneStep(nn.Cell):
         self.failures = Parameter(Tensor(0, ms.int32), name="failures")
         self.stuck = Parameter(Tensor(0, ms.int32), name="stuck")
         self.unknown_losses = Parameter(Tensor(0, ms.int32), name="unknown_losses")
-        self.ema_decay = ema_decay
+        self.ema_decay = float(np.float32(ema_decay))  # as the arithmetic has it, so that the shares add up to 1
         if ema_decay:
             self.values = ms.ParameterTuple(network.get_parameters())
             self.average = self.values.clone(prefix="average", init="zeros")
@@ -108,7 +108,7 @@ class TrainOneStep(nn.Cell):
             self.sum_of_squares = sum_of_squares()
             if ema_decay:
                 self.average_update = average_update(len(self.values))
-                self.decay = Tensor(ema_decay, ms.float32)
+                self.decay = Tensor(self.ema_decay, ms.float32)
 
     def construct(self, *batch: Tensor) -> Tensor:
         """A batch, as the network takes it, to its loss (float32 scalar, not scaled)."""
