@@ -1,6 +1,7 @@
-"""Time train.py's own training step: dynamic loss scale, finite check, clipping and momentum on, float32 on the CPU.
+"""Time train.py's own training step: dynamic loss scale, finite check, clipping and momentum on, float32 on the CPU;
+drop path off, as PyTorch's step beside it has none.
 
-python benchmarks/train_step.py --batch_size 16 --image_size 224 [--profile]
+python benchmarks/train_step.py --batch_size 16 --image_size 224 [--drop_path_rate 0.1] [--profile]
 Prints one JSON line: median seconds a step, images a second, and megabytes of memory at the peak beyond the imported
 process; with --profile also where the time goes. Beside it, on the same work:
 python benchmarks/peers/peer_step.py --batch_size 16 --image_size 224
@@ -43,12 +44,12 @@ class Part(nn.Cell):
         return self.part(self.step, *inputs)
 
 
-def forward(step, images, targets):
-    return step.network(images, targets)
+def forward(step, *batch):
+    return step.network(*batch)
 
 
-def forward_and_backward(step, images, targets):
-    (_, loss), gradients = step.differentiate(images, targets)
+def forward_and_backward(step, *batch):
+    (_, loss), gradients = step.differentiate(*batch)
     return loss, gradients
 
 
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--amp_level", default="O0", choices=("O0", "auto"))
     parser.add_argument("--cpu_kernels", default="native", choices=("native", "mindspore"))
+    parser.add_argument("--drop_path_rate", type=float, default=0.0)
     parser.add_argument("--profile", action="store_true", help="also time the parts, each as a graph of its own")
     arguments = parser.parse_args()
     config = Config(
@@ -89,7 +91,7 @@ def main() -> None:
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     config, _ = launch(config)
     native = native_kernels(config)
-    network = create_model(config.arch, config.num_classes, native=native.network)
+    network = create_model(config.arch, config.num_classes, arguments.drop_path_rate, native=native.network)
     rates = learning_rates(config, updates_an_epoch=100)
     step = TrainOneStep(
         NetworkWithLoss(network, SoftTargetCrossEntropy()),
@@ -102,6 +104,10 @@ def main() -> None:
     shape = (config.batch_size, 3, arguments.image_size, arguments.image_size)
     images = rng.standard_normal(shape, np.float32)
     targets = rng.dirichlet(np.ones(config.num_classes), config.batch_size).astype(np.float32)
+
+    data = [images, targets]
+    if arguments.drop_path_rate:
+        data.append(rng.random((config.batch_size, network.num_drop_paths), np.float32))
 
     def median(work: Callable) -> float:
         """Seconds that `work`, whose result is waited for, takes when it is compiled."""
@@ -119,11 +125,11 @@ def main() -> None:
         return loss
 
     began = time.perf_counter()
-    step.compile(Tensor(images), Tensor(targets))
+    step.compile(*map(Tensor, data))
     trim_memory()
-    run(images, targets)
+    run(*data)
     compiled = time.perf_counter() - began
-    whole = median(lambda: run(images, targets))
+    whole = median(lambda: run(*data))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported
     print(
         json.dumps(
@@ -139,12 +145,12 @@ def main() -> None:
     if not arguments.profile:
         return
 
-    batch = (Tensor(images), Tensor(targets))
+    batch = tuple(map(Tensor, data))
     both = Part(step, forward_and_backward).set_train()
     gradients = both(*batch)[1]
 
     def host() -> None:  # what train.py does around a step
-        for column in (images, targets):
+        for column in data:
             Tensor(column)
         step.check_health(rates)
         step.learning_rate(rates)
