@@ -8,6 +8,8 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
@@ -37,26 +39,26 @@ def library() -> Optional[Path]:
     """
     if platform.system() != "Linux":
         return _without(f"there are none for {platform.system()}")
-    for folder in (FOLDER / "build", Path(os.environ.get("HOME", "/"), ".cache/ddrnet-kernels")):
-        path = folder / f"kernels-{_digest()}.so"
+    name = f"kernels-{_digest()}.so"
+    paths = (FOLDER / "build" / name, Path(os.environ.get("HOME", "/"), ".cache/ddrnet-kernels", name))
+    for path in paths:
         if _loads(path):
             return path
-        compiler = next((found for found in map(shutil.which, COMPILERS) if found), None)
-        if compiler is None:
-            return _without(f"no C++ compiler ({', '.join(COMPILERS)}) found")
-        _log.info("compiling the CPU kernels, once: %s", path)
-        try:
-            with atomic_write(path) as temporary:
-                sources = map(str, sorted(FOLDER.glob("*.cc")))
-                subprocess.run(
-                    [compiler, *FLAGS, *sources, "-o", temporary], check=True, capture_output=True, text=True
-                )
-        except UserError:
-            continue
-        except subprocess.CalledProcessError as error:
-            return _without(f"{' '.join(map(str, error.cmd))}\n{error.stderr}")
-        if _loads(path):
-            return path
+    compiler = next((found for found in map(shutil.which, COMPILERS) if found), None)
+    if compiler is None:
+        return _without(f"no C++ compiler ({', '.join(COMPILERS)}) found")
+    _log.info("compiling the CPU kernels, once: %s", name)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch, name)
+        command = [compiler, *FLAGS, *map(str, sorted(FOLDER.glob("*.cc"))), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return _without(f"{' '.join(command)}\n{done.stderr}")
+        for path in paths:
+            with suppress(UserError), atomic_write(path) as temporary:
+                shutil.copyfile(made, temporary)
+            if _loads(path):
+                return path
     return _without("they could not be written")
 
 
