@@ -13,15 +13,14 @@ from tqdm import tqdm
 from src.args import Config, parse_args
 from src.data import class_names, create_dataset, load_eval_image
 from src.data.data_utils.modelarts import stage
-from src.errors import UserError
+from src.distributed.collectives import sum_totals
+from src.distributed.place import launch
+from src.errors import UserError, run
+from src.evaluation.evaluate import evaluate
 from src.models import create_model
 from src.models.fold import fold_batch_norm
 from src.tools.cell import cast_amp, native_kernels
-from src.tools.distributed import sum_totals
-from src.tools.evaluate import evaluate
-from src.tools.get_misc import run
-from src.tools.launch import launch
-from src.tools.weights import load_pretrained
+from src.weights.load import load_pretrained
 
 log = logging.getLogger("eval")
 

@@ -15,14 +15,13 @@ from mindspore import nn
 from src.args import Config, parse_args
 from src.data import class_names
 from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD
-from src.errors import UserError
+from src.distributed.place import launch
+from src.errors import UserError, run
+from src.files import atomic_write, write_text
 from src.models import create_model
 from src.models.fold import fold_batch_norm
-from src.tools.files import atomic_write, write_text
-from src.tools.get_misc import run
-from src.tools.launch import launch
-from src.tools.mindir import lower_mindir
-from src.tools.weights import load_pretrained
+from src.serving.mindir import lower_mindir
+from src.weights.load import load_pretrained
 
 log = logging.getLogger("export")
 MINDIR_VERSION = 3  # of the format that MindSpore 2.7 and later write

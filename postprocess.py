@@ -12,10 +12,9 @@ from typing import Any, Optional
 import numpy as np
 
 from preprocess import read_spec
-from src.errors import UserError
-from src.tools.files import write_text
-from src.tools.get_misc import run
-from src.tools.metrics import rank_of_label
+from src.errors import UserError, run
+from src.evaluation.metrics import rank_of_label
+from src.files import write_text
 
 ENDING = "_0.bin"
 SHOWN = 10  # classes in the table, names in a list

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from src.data.imagenet import list_classes, list_folder
-from src.errors import UserError
-from src.tools.files import write_text
-from src.tools.get_misc import run
+from src.errors import UserError, run
+from src.files import write_text
 
 LABEL_FILE = "imagenet_label.json"
 

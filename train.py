@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from src.args import Config, parse_args
 from src.data import Batches, create_dataset
 from src.data.data_utils.modelarts import stage
-from src.errors import UserError
-from src.models import create_model
-from src.models.fold import fold_batch_norm, refold
-from src.tools.callback import Metrics, Progress
-from src.tools.cell import cast_amp, native_kernels
-from src.tools.checkpoint import Checkpoints, Saved, holding, read_saved
-from src.tools.compile_cache import CompileCache
-from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
-from src.tools.distributed import (
+from src.distributed.collectives import (
     add_up,
     agree,
     average_statistics,
@@ -31,15 +23,23 @@ from src.tools.distributed import (
     sum_totals,
     trained,
 )
-from src.tools.evaluate import evaluate
-from src.tools.get_misc import describe, output_folder, run, seconds_running
-from src.tools.launch import Place, launch
+from src.distributed.place import Place, launch
+from src.errors import UserError, run
+from src.evaluation.evaluate import evaluate
+from src.models import create_model
+from src.models.fold import fold_batch_norm, refold
+from src.tools.callback import Metrics, Progress
+from src.tools.cell import cast_amp, native_kernels
+from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
+from src.tools.get_misc import describe, output_folder, seconds_running
 from src.tools.optimizer import create_optimizer, freeze_backbone
 from src.tools.schedulers import learning_rates
-from src.tools.signals import Interrupted, StopSignal
-from src.tools.weights import load_pretrained
+from src.trainers.checkpoint import Checkpoints, Saved, holding, read_saved
+from src.trainers.compile_cache import CompileCache
 from src.trainers.feed import Feed
+from src.trainers.signals import Interrupted, StopSignal
 from src.trainers.train_one_step import TrainOneStep
+from src.weights.load import load_pretrained
 
 if TYPE_CHECKING:
     from mindspore import nn

@@ -15,12 +15,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.args import Config
+from src.distributed.place import launch
 from src.models import create_model
-from src.tools.checkpoint import Checkpoints, read_saved
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
-from src.tools.launch import launch
 from src.tools.optimizer import create_optimizer
 from src.tools.schedulers import learning_rates
+from src.trainers.checkpoint import Checkpoints, read_saved
 from src.trainers.train_one_step import TrainOneStep
 
 

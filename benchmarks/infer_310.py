@@ -36,7 +36,7 @@ from src.data import load_eval_image  # noqa: E402
 from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from src.data.imagenet import list_folder  # noqa: E402
 from src.models import create_model  # noqa: E402
-from src.tools.mindir import lower_mindir  # noqa: E402
+from src.serving.mindir import lower_mindir  # noqa: E402
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ import numpy as np
 from mindspore import Tensor
 
 from src.args import Config
+from src.distributed.place import launch
 from src.models import create_model
 from src.models.fold import fold_batch_norm
 from src.tools.cell import native_kernels
-from src.tools.launch import launch
 
 
 def main() -> None:

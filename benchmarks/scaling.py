@@ -30,11 +30,11 @@ def measure(steps: int, flags: list[str]) -> dict[str, float]:
 
     from src.args import parse_args
     from src.data import create_dataset
+    from src.distributed.collectives import agree
+    from src.distributed.place import launch
     from src.models import create_model
     from src.tools.cell import cast_amp, native_kernels
     from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
-    from src.tools.distributed import agree
-    from src.tools.launch import launch
     from src.tools.optimizer import create_optimizer
     from src.tools.schedulers import learning_rates
     from src.trainers.train_one_step import TrainOneStep
@@ -105,7 +105,7 @@ def measure(steps: int, flags: list[str]) -> dict[str, float]:
 def run_ranks(workers: int, cores: list[int], steps: int, flags: list[str], folder: Path) -> dict[str, float]:
     """Start so many ranks on these cores and return what the first measured."""
     result = folder / f"{workers}.json"
-    command = [sys.executable, "-m", "src.tools.supervisor", "--workers", str(workers), "--device_target", "CPU"]
+    command = [sys.executable, "-m", "src.launcher.supervisor", "--workers", str(workers), "--device_target", "CPU"]
     command += ["--folder", str(folder / f"rank{workers}-"), "--", sys.executable, str(Path(__file__).resolve())]
     command += ["--measure", str(result), "--steps", str(steps), *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -23,11 +23,11 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.args import Config
+from src.distributed.place import launch
 from src.models import create_model
 from src.tools.cell import native_kernels
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.get_misc import trim_memory
-from src.tools.launch import launch
 from src.tools.optimizer import create_optimizer
 from src.tools.schedulers import learning_rates
 from src.trainers.train_one_step import TrainOneStep

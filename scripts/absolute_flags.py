@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.args import parse_args
-from src.tools.get_misc import run
+from src.errors import run
 
 
 def main() -> None:

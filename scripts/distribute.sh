@@ -36,7 +36,7 @@ distribute() {
   local folder=$1 program=$2
   shift 2
   # Rank 0 writes to the caller's folder, not to its own; --train_url in the flags comes later and wins.
-  PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m src.tools.supervisor "$@" "${options[@]}" \
+  PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m src.launcher.supervisor "$@" "${options[@]}" \
     --folder "$folder" --device_target "$device_target" --restart_flags="--resume auto" -- \
     "$PYTHON" "$project/$program" --device_target "$device_target" --train_url "$PWD" "${flags[@]}"
 }

@@ -12,10 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.errors import UserError
-from src.tools.files import write_text
-from src.tools.get_misc import run
-from src.tools.rank_table import make_rank_table, merge, own_address, read_rank_table
+from src.errors import UserError, run
+from src.files import write_text
+from src.launcher.rank_table import make_rank_table, merge, own_address, read_rank_table
 
 
 def parse_range(text: str) -> tuple[int, int]:

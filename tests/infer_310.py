@@ -15,7 +15,7 @@ from PIL import Image
 
 from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD
 from src.models import create_model
-from src.tools.mindir import lower_mindir
+from src.serving.mindir import lower_mindir
 from tests.golden import weights as golden
 
 PROJECT = Path(__file__).parent.parent

@@ -8,9 +8,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from src.args import Config
-from src.errors import UserError
-from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
-from src.tools.distributed import (
+from src.distributed.collectives import (
     add_up,
     agree,
     average_statistics,
@@ -22,8 +20,10 @@ from src.tools.distributed import (
     sum_totals,
     trained,
 )
-from src.tools.launch import launch
-from src.tools.metrics import Totals
+from src.distributed.place import launch
+from src.errors import UserError
+from src.evaluation.metrics import Totals
+from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.optimizer import create_optimizer
 from src.trainers.train_one_step import TrainOneStep
 

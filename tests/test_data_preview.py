@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from src.data.augment.transforms import denormalise, load_eval_image
-from src.tools.preview import TEXT, draw_preview
+from src.data.preview import TEXT, draw_preview
 from tests.photos import make_config, make_folder
 
 
@@ -40,7 +40,7 @@ def test_the_grid_shows_the_evaluation_crop_and_differing_training_views(tmp_pat
 def test_the_command_writes_the_picture_and_a_wrong_folder_is_one_line(tmp_path):
     make_folder(tmp_path)
     out = tmp_path / "grid.png"
-    command = [sys.executable, "-m", "src.tools.preview", "--num_classes", "3", "--image_size", "64"]
+    command = [sys.executable, "-m", "src.data.preview", "--num_classes", "3", "--image_size", "64"]
     root = Path(__file__).parent.parent
     subprocess.run([*command, "--data_url", str(tmp_path), "--out", str(out)], cwd=root, check=True)
     assert min(Image.open(out).size) > 500

@@ -12,9 +12,17 @@ import pytest
 
 from src.args import Config
 from src.data import create_dataset
-from src.tools.distributed import add_up, agree, average_statistics, check_identical, gather, hand_out_facts, sum_totals
-from src.tools.launch import Place
-from src.tools.metrics import Totals
+from src.distributed.collectives import (
+    add_up,
+    agree,
+    average_statistics,
+    check_identical,
+    gather,
+    hand_out_facts,
+    sum_totals,
+)
+from src.distributed.place import Place
+from src.evaluation.metrics import Totals
 from tests.conftest import ROOT, TINY, run_program
 from tests.processes import alive, end_all, finished, says, started, wait_until
 from tests.rank_checks import BATCH
@@ -40,7 +48,7 @@ def ranks(tmp_path_factory) -> dict[str, list]:
             "--folder",
             "rank",
         ]
-        command = [sys.executable, "-m", "src.tools.supervisor", *options, "--", sys.executable, CHECKS]
+        command = [sys.executable, "-m", "src.launcher.supervisor", *options, "--", sys.executable, CHECKS]
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports())}
         processes = [started(command, folder, SERVER_ID=server, **common) for server in servers]
         try:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from src.errors import UserError
-from src.tools.files import atomic_write, write_text
+from src.files import atomic_write, write_text
 from tests.conftest import ROOT
 
 
@@ -34,7 +34,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_the_old_file_stays(tmp_
     path = tmp_path / "file"
     write_text(path, "old")
     code = (
-        "import sys; from src.errors import UserError; from src.tools.files import write_text\n"
+        "import sys; from src.errors import UserError; from src.files import write_text\n"
         "try: write_text(sys.argv[1], 'x' * 100000)\n"
         "except UserError as error: print(error)"
     )

@@ -13,7 +13,7 @@ import pytest
 from mindspore import Tensor
 
 from src.data import load_eval_image
-from src.tools.metrics import rank_of_label
+from src.evaluation.metrics import rank_of_label
 from tests.conftest import run_program
 from tests.infer_310 import BUILD, CLASSES, PROJECT, build, export, network, read_results, run_main, save_folder, spec
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from src.tools.supervisor import share_of_cores
+from src.launcher.supervisor import share_of_cores
 from tests.processes import ROOT, alive, end_all, finished, says, started, wait_until
 from tests.test_rank_table import WRONG, table, written
 
@@ -62,7 +62,7 @@ def job(tmp_path):
 
     def command(what: str, who="all", *options: str, rank_table: str = path) -> list:
         rank = ["--", sys.executable, program, what, who]
-        return [sys.executable, "-m", "src.tools.supervisor", "--rank_table", rank_table, *options, *rank]
+        return [sys.executable, "-m", "src.launcher.supervisor", "--rank_table", rank_table, *options, *rank]
 
     yield command
     end_all(tmp_path)
@@ -140,7 +140,7 @@ def test_a_killed_scheduler_ends_the_job(tmp_path):
     program = tmp_path / "rank.py"
     program.write_text(RANK)
     options = ["--workers", 2, "--device_target", "CPU", "--", sys.executable, program, "wait", "all"]
-    process = started([sys.executable, "-m", "src.tools.supervisor", *options], tmp_path)
+    process = started([sys.executable, "-m", "src.launcher.supervisor", *options], tmp_path)
     try:
         both_ready(tmp_path)
         [scheduler] = [pid for pid in children(process.pid) if environment(pid).get("MS_ROLE") == "MS_SCHED"]

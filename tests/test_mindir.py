@@ -10,7 +10,7 @@ from mindspore.train import mind_ir_pb2 as mindir
 from src.errors import UserError
 from src.models.fold import fold_batch_norm
 from src.models.layers import Upsample
-from src.tools.mindir import half_pixel_matrix, lower_mindir
+from src.serving.mindir import half_pixel_matrix, lower_mindir
 from tests.infer_310 import export, network, picture, read_results, run_main, spec
 
 

@@ -133,7 +133,7 @@ def test_a_copy_that_was_killed_is_made_anew_and_its_lock_does_no_harm(store, di
 
 def test_a_failed_copy_ends_all_ranks(store):
     began = time.monotonic()
-    supervisor = [sys.executable, "-m", "src.tools.supervisor", "--workers", 2, "--device_target", "CPU"]
+    supervisor = [sys.executable, "-m", "src.launcher.supervisor", "--workers", 2, "--device_target", "CPU"]
     rank = ["--", sys.executable, store / "stage.py", "obs://bucket/broken"]
     run = finished([*supervisor, *rank], store, **environment(store))
     assert run.returncode == 1

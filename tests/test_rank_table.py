@@ -8,7 +8,7 @@ import pytest
 
 from scripts.make_rank_table import parse_range
 from src.errors import UserError
-from src.tools.rank_table import find_server, read_rank_table
+from src.launcher.rank_table import find_server, read_rank_table
 from tests.processes import ROOT, finished
 
 SCRIPT = ROOT / "scripts/make_rank_table.py"

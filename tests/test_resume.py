@@ -17,7 +17,7 @@ from mindspore import nn
 
 from src.args import Config, parse_args
 from src.errors import TrainingStopped, UserError
-from src.tools.checkpoint import Checkpoints, read_saved
+from src.trainers.checkpoint import Checkpoints, read_saved
 from tests.conftest import TINY, command, run_program
 from tests.interrupted import kill_when, log_of, outcome, start, wait_for
 

@@ -13,10 +13,10 @@ from mindspore import Tensor
 
 from src.errors import UserError
 from src.models import create_model
-from src.tools import weights as weights_module
-from src.tools.checkpoint import save_weights
-from src.tools.convert_weights import convert, parameter_shapes
-from src.tools.weights import load_pretrained, read_weights, write_weights
+from src.trainers.checkpoint import save_weights
+from src.weights import load as weights_module
+from src.weights.convert import convert, parameter_shapes
+from src.weights.load import load_pretrained, read_weights, write_weights
 from tests.golden import weights as golden
 
 ARCH = "DDRNet23Slim"
@@ -506,7 +506,7 @@ def test_another_network_s_weights_are_listed_and_nothing_is_written(tmp_path):
 
 def test_the_command_line_converts_and_reports_bad_input_in_one_line(tmp_path):
     write_weights(str(tmp_path / "a.ckpt"), golden_weights())
-    command = [sys.executable, "-m", "src.tools.convert_weights"]
+    command = [sys.executable, "-m", "src.weights.convert"]
     good = subprocess.run(
         [*command, "--from", tmp_path / "a.ckpt", "--to", tmp_path / "b.safetensors", "--backbone"],
         capture_output=True,

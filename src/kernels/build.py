@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Optional
 
 from src.errors import UserError
-from src.tools.files import atomic_write
+from src.files import atomic_write
 
 _log = logging.getLogger(__name__)
 FOLDER = Path(__file__).resolve().parent

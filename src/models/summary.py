@@ -111,6 +111,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from src.tools.get_misc import run
+    from src.errors import run
 
     run(main)

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from src.tools.files import atomic_write, write_text
+from src.files import atomic_write, write_text
 
 
 class Progress:

@@ -1,15 +1,11 @@
-"""What every entry point needs around its work: one-line errors, the log, the outputs' folder."""
+"""What every entry point needs around its work: memory, time, the outputs' folder."""
 
 import ctypes
-import logging
 import os
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
-
-from src.errors import TrainingStopped, UserError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,18 +13,6 @@ if TYPE_CHECKING:
 
     from src.args import Config
     from src.data import Batches
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run an entry point; a user's mistake is one line on standard error and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    try:
-        main()
-    except (UserError, TrainingStopped) as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 def seconds_running() -> float:

@@ -1,8 +1,8 @@
 """Carry weights between MindSpore and PyTorch, between the two flavours, and into a segmentation network.
 
-    python -m src.tools.convert_weights --from paper.pth --to DDRNet23.ckpt
-    python -m src.tools.convert_weights --from DDRNet23.ckpt --to DDRNet23.safetensors
-    python -m src.tools.convert_weights --from DDRNet23.ckpt --to backbone.pth --backbone
+    python -m src.weights.convert --from paper.pth --to DDRNet23.ckpt
+    python -m src.weights.convert --from DDRNet23.ckpt --to DDRNet23.safetensors
+    python -m src.weights.convert --from DDRNet23.ckpt --to backbone.pth --backbone
 
 The member of the family, the flavour and the number of classes are read off the weights.
 """
@@ -13,10 +13,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from src.errors import UserError
+from src.errors import UserError, run
 from src.models import ARCHITECTURES, FLAVOURS, create_model
-from src.tools.get_misc import run
-from src.tools.weights import (
+from src.weights.load import (
     STEM_BIASES,
     TORCH_COUNTER,
     flavour_of,
@@ -152,7 +151,7 @@ def _mean_after(bias: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m src.tools.convert_weights", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m src.weights.convert", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--from", dest="source", metavar="FILE", required=True, help=".ckpt, .safetensors, .pth or .pt")
     parser.add_argument("--to", dest="target", metavar="FILE", required=True, help=".ckpt, .safetensors, .pth or .pt")

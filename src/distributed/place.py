@@ -4,7 +4,7 @@ The only module that reads the environment, save for OMP_NUM_THREADS and HOME in
 
 One process a card is started either with a rank table (RANK_ID, RANK_SIZE and DEVICE_ID in its environment) or by
 MindSpore's dynamic cluster (MS_ROLE and MS_WORKER_NUM, what msrun sets up); without either it runs alone.
-`src.tools.supervisor` starts both.
+`src.launcher.supervisor` starts both.
 """
 
 import os

@@ -26,8 +26,8 @@ from mindspore import Tensor, nn
 
 from src.args import OUTSIDE, Config
 from src.errors import TrainingStopped, UserError
-from src.tools.files import atomic_write
-from src.tools.weights import load_pretrained
+from src.files import atomic_write
+from src.weights.load import load_pretrained
 
 # Keys that leave the weights as they would have been; batch size, cards and accumulation count by their product.
 HARMLESS = OUTSIDE | {

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from src.distributed.place import Place
 from src.errors import UserError
-from src.tools.launch import Place
-from src.tools.metrics import Totals
+from src.evaluation.metrics import Totals
 
 PIECE = 1 << 22  # bytes of one Broadcast
 STATISTICS = ("moving_mean", "moving_variance")

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from src.errors import UserError
+from src.files import atomic_write
 from src.models.architectures import FLAVOURS
-from src.tools.files import atomic_write
 
 SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt")
 HEAD = ("linear.weight", "linear.bias")
@@ -120,7 +120,7 @@ def load_pretrained(network, path: str, flavour: str = "zoo", drop_head: bool = 
     if found != flavour:
         raise UserError(
             f"{path}: {_OTHER_FLAVOUR[found]}: add --flavour {found}, or, to use them all the same, "
-            f"convert them with python -m src.tools.convert_weights --flavour {flavour}"
+            f"convert them with python -m src.weights.convert --flavour {flavour}"
         )
     for name, array in matched.items():
         parameters[name].set_data(Tensor(array, parameters[name].dtype))

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from mindspore.train import mind_ir_pb2 as mindir
 
 from src.errors import UserError
-from src.tools.files import atomic_write
+from src.files import atomic_write
 
 LOWERED_VERSION = 1
 

@@ -20,10 +20,10 @@ from typing import Any, Optional
 import mindspore as ms
 
 from src.args import OUTSIDE, Config
+from src.distributed.place import Place
 from src.errors import UserError
+from src.files import write_text
 from src.kernels.build import library
-from src.tools.files import write_text
-from src.tools.launch import Place
 
 _log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parent.parent.parent

@@ -1,7 +1,7 @@
 """The supervisor: starts a server's ranks, watches them, and ends them together.
 
-python -m src.tools.supervisor --rank_table FILE -- python train.py ...
-python -m src.tools.supervisor --workers 2 --device_target CPU -- python train.py ...
+python -m src.launcher.supervisor --rank_table FILE -- python train.py ...
+python -m src.launcher.supervisor --workers 2 --device_target CPU -- python train.py ...
 
 One process a rank, each in a folder of its own with its output in log.txt, bound to its share of the cores. With a rank
 table HCCL connects them (https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/rank_table.html); otherwise, and on the
@@ -10,7 +10,7 @@ CPU always, MindSpore's dynamic cluster does, whose scheduler is one more proces
 
 Nothing outlives the job: the supervisor watches the ranks; the kernel tells each rank of the supervisor's death
 (prctl(2), PR_SET_PDEATHSIG); a guard process kills what is left of them after that; and the supervisors of several
-servers watch each other (`src.tools.link`).
+servers watch each other (`src.launcher.link`).
 """
 
 import argparse
@@ -29,10 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from src.errors import UserError
-from src.tools.get_misc import run
-from src.tools.link import Link, connect
-from src.tools.rank_table import find_server, read_rank_table
+from src.errors import UserError, run
+from src.launcher.link import Link, connect
+from src.launcher.rank_table import find_server, read_rank_table
 
 POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL, for a checkpoint that is being written

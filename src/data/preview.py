@@ -1,6 +1,6 @@
 """Draw what the network will see: originals, training views, the evaluation crop and a mixed batch.
 
-python -m src.tools.preview --ddr_config src/configs/ddrnet23_imagenet.yaml --data_url DIR --out grid.png
+python -m src.data.preview --ddr_config src/configs/ddrnet23_imagenet.yaml --data_url DIR --out grid.png
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from src.args import Config, parse_args
 from src.data import create_dataset
 from src.data.augment.transforms import EvalTransform, TrainTransform, decode, denormalise
 from src.data.imagenet import sample_generator
-from src.tools.get_misc import run
+from src.errors import run
 
 VIEWS = 5  # training views an image, one an epoch
 TEXT = 14  # pixels a line
