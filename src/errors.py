@@ -2,20 +2,55 @@
 
 import logging
 import sys
-from typing import Callable
+from typing import Any, Callable
+
+MESSAGE_LIMIT = 2000  # characters of a message: files hold names and values of any length
+
+
+def printable(value: Any, limit: int = 200) -> str:
+    """A value's text for a message: one line, no control character, at most `limit` characters before escaping.
+
+    What could move the cursor, forge a second line or stop a strict UTF-8 stream is written as its escape: a newline
+    as `\\n`, a byte that is no UTF-8 as `\\udc80`. Of a longer text the middle is left out: it still ends as it did.
+    """
+    try:
+        text = value if isinstance(value, str) else str(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python prints, or a list in itself
+        text = f"<{type(value).__name__}>"
+    if len(text) > limit:
+        tail = limit // 3
+        text = f"{text[: max(0, limit - tail - 5)]} ... {text[len(text) - tail :]}"
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 class UserError(ValueError):
-    """Bad input. The message names the key, flag, file or folder and says what would be right."""
+    """Bad input. The message names the key, flag, file or folder and says what would be right; it is `printable`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, MESSAGE_LIMIT))
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on. The message names step, learning rate and loss scale."""
+    """Training cannot go on. The message names step, learning rate and loss scale; it is `printable`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, MESSAGE_LIMIT))
+
+
+class _Lines(logging.Formatter):
+    """One line a record, whatever the names in it hold; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record), 10 * MESSAGE_LIMIT)
 
 
 def run(main: Callable[[], None]) -> None:
     """Run an entry point; a user's mistake is one line on standard error and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Lines("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         main()

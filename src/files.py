@@ -1,11 +1,13 @@
-"""The one way in which files reach the disk: whole or not at all."""
+"""The one way in which files reach the disk, whole or not at all, and in which small ones are read: bounded."""
 
 import glob
+import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 from src.errors import UserError
 
@@ -44,6 +46,73 @@ def write_text(path: Union[str, Path], text: str) -> None:
     """Replace the file at `path` by `text`, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_bytes(path: Union[str, Path], limit: int, place: str = "") -> bytes:
+    """A regular file's content.
+
+    Args:
+        path: a device or a pipe, which may never end, is refused.
+        limit: the most bytes that such a file can have.
+        place: what the message begins with, such as "rank table "; the path follows.
+
+    Raises:
+        UserError: the file is missing, closed, no regular file, or larger than `limit`.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL or a lone surrogate in the path
+        raise UserError(f"{place}{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if len(content) > limit:
+        raise UserError(f"{place}{path}: is larger than {limit / 1e6:.0f} MB; such a file is small")
+    return content
+
+
+def open_regular(path: Union[str, Path]):
+    """A regular file, opened for reading in binary; what a pipe or a device would make wait for ever is refused.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+        ValueError: the path holds a NUL or a lone surrogate.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(0, "is a folder" if stat.S_ISDIR(mode) else "is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Union[str, Path], limit: int, place: str = "") -> str:
+    """A small file's text, as `read_bytes`; it must be UTF-8."""
+    try:
+        return read_bytes(path, limit, place).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}{path}: is not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def read_json(path: Union[str, Path], limit: int, place: str = "") -> Any:
+    """A small file's JSON, as `read_text`; numbers have at most 100 digits, and no NaN or infinity is among them."""
+    text = read_text(path, limit, place)
+    try:
+        return json.loads(text, parse_int=_integer, parse_constant=_constant)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    except ValueError as error:
+        raise UserError(f"{place}{path}: not valid JSON ({error})") from error
+    except RecursionError:
+        raise UserError(f"{place}{path}: not valid JSON (nested too deeply)") from None
+
+
+def _integer(text: str) -> int:
+    if len(text) > 100:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files reach the disk whole or not at all."""
 
+import os
 import resource
 import stat
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from src.errors import UserError
-from src.files import atomic_write, write_text
+from src.files import atomic_write, read_bytes, read_json, read_text, write_text
 from tests.conftest import ROOT
 
 
@@ -54,3 +55,34 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.x: cannot be written"):
         write_text(tmp_path / "file" / "x", "")
+
+
+@pytest.mark.parametrize("name", ["missing", "folder", "pipe", "/dev/zero", "a\0b", "\ud800", "x" * 300, "large"])
+def test_what_is_no_small_regular_file_is_refused_at_once(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(bytes(1001))
+    with pytest.raises(UserError, match=r"^table .*: (cannot be read|is larger)"):
+        read_bytes(tmp_path / name, 1000, "table ")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"a": 1', "line 1: not valid JSON"),
+        (b"\xff", "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"9" * 5000, "a number of 5000 digits"),
+        (b"NaN", "NaN is no number"),
+        (b"", "not valid JSON"),
+    ],
+)
+def test_json_that_is_none_is_one_line(tmp_path, content, said):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_json(path, 1 << 20)
+    path.write_text('{"a": [1, "ü"]}', encoding="utf-8")
+    assert read_json(path, 1 << 20) == {"a": [1, "ü"]}
+    assert read_text(path, 1 << 20) == '{"a": [1, "ü"]}'

@@ -1,0 +1,66 @@
+"""Messages: one line that a terminal and a log can take, whatever a file holds."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.errors import MESSAGE_LIMIT, TrainingStopped, UserError, printable
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("sports car", "sports car"),
+        ("红熊猫 café", "红熊猫 café"),
+        ("a\nerror: b", "a\\nerror: b"),
+        ("\x1b[2J\r\t\x00", "\\x1b[2J\\r\\t\\x00"),
+        ("\udcff.jpg", "\\udcff.jpg"),
+        ("a\u2028b\u202ec", "a\\u2028b\\u202ec"),
+        (7, "7"),
+        (["a\n"], "['a\\n']"),
+    ],
+)
+def test_what_a_message_shows_of_a_value(value, text):
+    assert printable(value) == text
+
+
+def test_a_long_value_keeps_both_its_ends():
+    shown = printable("begin" + "x" * 1000 + "end", 60)
+    assert len(shown) <= 60
+    assert shown.startswith("beginx")
+    assert shown.endswith("xend")
+
+
+@given(st.text())
+def test_any_message_is_one_printable_line_of_bounded_length(text):
+    for error in (UserError(text * 500), TrainingStopped(text * 500)):
+        message = str(error)
+        assert message.isprintable()
+        assert len(message) <= 10 * MESSAGE_LIMIT
+        message.encode()  # also where the text has lone surrogates
+
+
+def test_values_that_python_cannot_print_are_named_by_their_type():
+    endless: list = []
+    for _ in range(100_000):
+        endless = [endless]
+    assert printable(endless) == "<list>"
+    if hasattr(sys, "get_int_max_str_digits"):
+        assert printable(10**5000) == "<int>"
+
+
+def test_a_file_name_can_forge_no_line_of_a_log():
+    program = (
+        "import logging\nfrom src.errors import run\n"
+        "run(lambda: logging.info('%s: skipped', 'a.jpg\\nerror: b.jpg\\x1b[31m\\udcff'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env={"PYTHONIOENCODING": "utf-8:strict"}, capture_output=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout == b"a.jpg\\nerror: b.jpg\\x1b[31m\\udcff: skipped\n"
+    assert done.stderr == b""
