@@ -23,6 +23,7 @@ from src.distributed.collectives import (
 from src.distributed.place import launch
 from src.errors import UserError
 from src.evaluation.metrics import Totals
+from src.parameters import assign
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.optimizer import create_optimizer
 from src.trainers.train_one_step import TrainOneStep
@@ -65,8 +66,9 @@ def new_step(config: Config, frozen: bool) -> TrainOneStep:
     """A training step over a small network; frozen: batch norm keeps to its moving statistics."""
     network = filled(Network(), 1)
     rates = np.full(UPDATES, 0.1, np.float32)
+    optimizer = create_optimizer(network, config, rates)
     step = TrainOneStep(
-        NetworkWithLoss(network, SoftTargetCrossEntropy()), create_optimizer(network, config, rates), clip_norm=0.1
+        NetworkWithLoss(network, SoftTargetCrossEntropy()), optimizer, clip_norm=0.1, ema_decay=0.5 if frozen else 0.0
     )
     return step.set_train(not frozen)
 
@@ -83,12 +85,15 @@ def main() -> None:
     share = slice(place.rank * BATCH // place.world, (place.rank + 1) * BATCH // place.world)
     results = {"place": [place.rank, place.world, config.device_num]}
 
-    # Updates with batch norm frozen: what one process computes from the same global batches.
+    # Updates with batch norm frozen: what one process computes from the same global batches, also of averaged weights
+    # whose statistics were averaged over the ranks in between, as a checkpoint does.
     step = new_step(config, frozen=True)
     for update in range(UPDATES):
         step(*(Tensor(column[share]) for column in global_batch(update)))
+        average_statistics(step, place)
     check_identical(trained(step), place)
     results.update({f"frozen/{name}": values for name, values in weights_of(step).items()})
+    results.update({f"averaged/{name}": values for name, values in step.averaged_weights().items()})
 
     # An infinity in the last rank's images alone: all skip the update and halve the scale.
     before = weights_of(step)
@@ -142,7 +147,7 @@ def main() -> None:
     values = moment.asnumpy().copy()
     if place.rank == place.world - 1:
         values.reshape(-1).view(np.int32)[7] ^= 1
-    moment.set_data(Tensor(values))
+    assign(moment, values)
     try:
         check_identical(trained(step), place)
         results["mismatch"] = ["none"]

@@ -74,6 +74,15 @@ def test_two_ranks_and_one_give_the_same_update_where_batch_norm_is_frozen(ranks
     assert all(np.array_equal(both[0][name], both[1][name]) for name in names)
 
 
+def test_two_ranks_and_one_give_the_same_averaged_weights(ranks):
+    single, *both = ranks["1"] + ranks["2"]
+    names = [name for name in single if name.startswith("averaged/")]
+    assert {"averaged/conv.weight", "averaged/bn.moving_mean", "averaged/bn.moving_variance"} <= set(names)
+    for result in both:
+        for name in names:
+            np.testing.assert_allclose(result[name], single[name], rtol=2e-5, atol=2e-6, err_msg=name)
+
+
 def test_an_overflow_on_one_rank_is_one_on_all(ranks):
     for result in ranks["2"]:
         before, after = result["overflow/scale"]
@@ -238,6 +247,12 @@ def test_ctrl_c_ends_all_ranks_and_leaves_a_checkpoint(stopped):
     saved = (stopped / "output.txt").read_text().split(", saved ")[1].split(";")[0]
     assert Path(saved).name.startswith("DDRNet23Slim-2_")
     assert Path(saved).with_suffix(".state").exists()
+
+
+def test_the_averaged_weights_of_two_ranks_are_as_good_as_weights_get(stopped):
+    for line in (stopped / "metrics.jsonl").read_text().splitlines():
+        scores = json.loads(line)
+        assert scores["ema_val_loss"] < scores["val_loss"] + 1
 
 
 def test_only_rank_0_writes(stopped):

@@ -10,6 +10,7 @@ from mindspore import Tensor, nn
 from src.args import Config
 from src.errors import TrainingStopped
 from src.kernels.build import library
+from src.parameters import assign
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.optimizer import create_optimizer
 from src.trainers.train_one_step import MOST_STUCK, TrainOneStep
@@ -65,10 +66,10 @@ def native(request) -> bool:
     return make.native
 
 
-def make(clip=None, scale=None, accumulation=1, ema_decay=0.0):
+def make(clip=None, scale=None, accumulation=1, ema_decay=0.0, optimizer="momentum"):
     ms.set_seed(1)
     network = Linear()
-    config = Config(weight_decay=0.01)
+    config = Config(weight_decay=0.01, optimizer=optimizer)
     optimizer = create_optimizer(network, config, RATES, make.native)
     step = TrainOneStep(
         NetworkWithLoss(network, SoftTargetCrossEntropy()),
@@ -212,6 +213,23 @@ def test_averaged_weights_are_the_bias_corrected_mean_of_the_past():
     shares = np.array([0.8**2, 0.8, 1.0])
     want = sum(share * value for share, value in zip(shares / shares.sum(), past))
     np.testing.assert_allclose(step.averaged_weights()["linear.weight"], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw", "lamb", "rmsprop"])
+def test_values_assigned_between_two_steps_are_what_the_next_goes_on_from(optimizer):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ends = []
+    for interrupts in (False, True):
+        _, step, _ = make(ema_decay=0.8, accumulation=2, optimizer=optimizer)
+        for seed in range(6):
+            step(*map(Tensor, batch(seed)))
+            if interrupts:
+                for parameter in step.get_parameters():
+                    assign(parameter, parameter.asnumpy().copy())
+        ends.append({parameter.name: parameter.asnumpy().copy() for parameter in step.get_parameters()})
+    assert int(ends[0]["averaged_updates"]) == 3
+    for name, values in ends[0].items():
+        np.testing.assert_array_equal(ends[1][name], values, err_msg=name)
 
 
 def test_totals_are_means_since_the_last_call():

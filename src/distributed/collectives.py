@@ -16,6 +16,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from src.distributed.place import Place
 from src.errors import UserError
 from src.evaluation.metrics import Totals
+from src.parameters import assign
 
 PIECE = 1 << 22  # bytes of one Broadcast
 STATISTICS = ("moving_mean", "moving_variance")
@@ -66,7 +67,7 @@ def average_statistics(cell: nn.Cell, place: Place) -> None:
     mean = gather(own, place).mean(axis=0, dtype=np.float64).astype(np.float32)
     parts = np.split(mean, np.cumsum([parameter.size for parameter in statistics])[:-1])
     for parameter, values in zip(statistics, parts):
-        parameter.set_data(Tensor(values.reshape(parameter.shape)))
+        assign(parameter, values.reshape(parameter.shape))
 
 
 def check_identical(parameters: Iterable[Parameter], place: Place) -> None:
@@ -130,7 +131,7 @@ def hand_out(cell: nn.Cell, place: Place) -> None:
     start = 0
     for parameter, array in zip(parameters, arrays):
         values = np.frombuffer(received, array.dtype, array.size, start)
-        parameter.set_data(Tensor(values.reshape(array.shape).copy()))
+        assign(parameter, values.reshape(parameter.shape).copy())
         start += array.nbytes
 
 

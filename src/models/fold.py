@@ -7,10 +7,11 @@ one convolution (Jacob et al., arXiv 1712.05877, section 3.2). Logits differ by 
 from dataclasses import replace
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn
 
 from src.errors import UserError
 from src.models.ddrnet import DDRNet
+from src.parameters import assign
 
 
 def fold_batch_norm(network: DDRNet) -> DDRNet:
@@ -43,10 +44,10 @@ def refold(network: DDRNet, folded: DDRNet) -> None:
         shift = conv.bias.asnumpy() if conv.has_bias else 0.0
         weight = conv.weight.asnumpy() * scale[:, None, None, None]
         target = cells[name]
-        target.weight.set_data(Tensor(weight.astype(np.float32)))
-        target.bias.set_data(Tensor((beta + (shift - mean) * scale).astype(np.float32)))
+        assign(target.weight, weight.astype(np.float32))
+        assign(target.bias, (beta + (shift - mean) * scale).astype(np.float32))
         del missing[target.weight.name], missing[target.bias.name]
     for name, parameter in missing.items():
         if name not in own or own[name].shape != parameter.shape:
             raise UserError(f"fold_batch_norm: {name}: the network has none of that shape; build it with conv_bn()")
-        parameter.set_data(own[name].value())
+        assign(parameter, own[name])

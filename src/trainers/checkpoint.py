@@ -22,11 +22,12 @@ from typing import Any, Optional, Union
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn
 
 from src.args import OUTSIDE, Config
 from src.errors import TrainingStopped, UserError
 from src.files import atomic_write
+from src.parameters import assign
 from src.weights.load import load_pretrained
 
 # Keys that leave the weights as they would have been; batch size, cards and accumulation count by their product.
@@ -76,7 +77,7 @@ class Saved:
         afresh = []
         for name, parameter in _state_of(network, step).items():
             if name in self.arrays and self.arrays[name].shape == tuple(parameter.shape):
-                parameter.set_data(Tensor(self.arrays[name]))
+                assign(parameter, self.arrays[name])
             elif not name.startswith("accumulated"):  # empty between two updates, which is when a checkpoint is made
                 afresh.append(name)
         return afresh
@@ -251,13 +252,13 @@ def holding(network: nn.Cell, values: Optional[dict[str, np.ndarray]]) -> Iterat
     if values:
         for parameter in network.get_parameters():
             own[parameter.name] = parameter.asnumpy().copy()
-            parameter.set_data(Tensor(values[parameter.name]))
+            assign(parameter, values[parameter.name])
     try:
         yield
     finally:
         for parameter in network.get_parameters():
             if parameter.name in own:
-                parameter.set_data(Tensor(own[parameter.name]))
+                assign(parameter, own[parameter.name])
 
 
 def _state_of(network: nn.Cell, step: nn.Cell) -> dict[str, ms.Parameter]:

@@ -9,6 +9,7 @@ from mindspore.parallel._utils import _get_device_num, _get_gradients_mean
 
 from src.errors import TrainingStopped
 from src.kernels.operators import average_update, sum_of_squares
+from src.parameters import assign
 
 INITIAL_SCALE = 4096.0
 SCALE_FACTOR = 2.0
@@ -163,7 +164,7 @@ class TrainOneStep(nn.Cell):
             "overflows": int(self.overflows.asnumpy()),
         }
         for parameter in (self.loss_sum, self.losses, self.overflows):
-            parameter.set_data(ops.zeros_like(parameter))
+            assign(parameter, ops.zeros_like(parameter))
         return totals
 
     def _scaled_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:

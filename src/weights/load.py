@@ -102,7 +102,7 @@ def load_pretrained(network, path: str, flavour: str = "zoo", drop_head: bool = 
         UserError: as `read_weights`; parameters are missing, surplus, of another shape or not finite; or the weights
             are of the other flavour.
     """
-    from mindspore import Tensor
+    from src.parameters import assign
 
     arrays = read_weights(path)
     parameters = network.parameters_dict()
@@ -123,7 +123,7 @@ def load_pretrained(network, path: str, flavour: str = "zoo", drop_head: bool = 
             f"convert them with python -m src.weights.convert --flavour {flavour}"
         )
     for name, array in matched.items():
-        parameters[name].set_data(Tensor(array, parameters[name].dtype))
+        assign(parameters[name], array)
     return left
 
 
