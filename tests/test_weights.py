@@ -341,7 +341,7 @@ def test_the_other_flavour_s_weights_are_refused_with_the_reason(tmp_path, found
     cell = network(wanted)
     before = values(cell)
     message = error_of(load_pretrained, cell, path, wanted)
-    for word in ("padded", "accuracy", f"--flavour {found}", "convert_weights"):
+    for word in ("padded", "accuracy", f"--flavour {found}", "src.weights.convert"):
         assert word in message
     assert same(values(cell), before)
     cell = network(found)
