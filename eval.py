@@ -11,16 +11,12 @@ from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from src.args import Config, parse_args
+from src.assembly import build_classifier
 from src.data import class_names, create_dataset, load_eval_image
 from src.data.data_utils.modelarts import stage
-from src.distributed.collectives import sum_totals
-from src.distributed.place import launch
-from src.errors import UserError, run
+from src.distributed.join import join
+from src.errors import run
 from src.evaluation.evaluate import evaluate
-from src.models import create_model
-from src.models.fold import fold_batch_norm
-from src.tools.cell import cast_amp, native_kernels
-from src.weights.load import load_pretrained
 
 log = logging.getLogger("eval")
 
@@ -29,30 +25,21 @@ def main(argv: Optional[list[str]] = None) -> None:
     """Print loss, top-1 and top-5 over val/, or with --images the five likeliest classes of each."""
     images = ("--images", {"nargs": "+", "metavar": "IMAGE", "help": "classify these files instead of val/"})
     config, rest = parse_args(argv, "Evaluate a DDRNet classifier.", extra=[images])
-    if not config.pretrained:
-        raise UserError("--pretrained: name the weights to evaluate, such as ./ckpt_0/DDRNet23.ckpt")
-
-    config, place = launch(config)
-    log.setLevel(logging.INFO if place.is_first else logging.WARNING)
     config, _ = stage(config, writes=False)
-    native = native_kernels(config).network
-    network = create_model(config.arch, config.num_classes, flavour=config.flavour, native=native)
-    load_pretrained(network, config.pretrained, config.flavour)
-    if config.device_target == "CPU":  # Ascend's and the GPU's compilers fold by themselves
-        network = fold_batch_norm(network)
-    cast_amp(network, config.amp_level, config.keep_bn_fp32)
-    network.set_train(False)
+    config, ranks = join(config)
+    log.setLevel(logging.INFO if ranks.is_first else logging.WARNING)
+    network = build_classifier(config)
     if rest.images:
-        if place.is_first:
+        if ranks.is_first:
             classify(network, rest.images, config)
         return
 
-    val = create_dataset(config, "val", place.rank, place.world)
+    val = create_dataset(config, "val", ranks.rank, ranks.world)
     if val.classes_from == "val":
         log.info("classes: from val/, as there is no train/")
-    with tqdm(total=val.size, unit="img", disable=None if place.world == 1 else True) as bar:
+    with tqdm(total=val.size, unit="img", disable=None if ranks.world == 1 else True) as bar:
         totals = evaluate(network, val.epoch(), report=bar.update)
-    means = sum_totals(totals, place).means()
+    means = ranks.sum_totals(totals).means()
     log.info("Loss: %.5f", means["loss"])
     log.info("Top1 acc: %.5f", means["top1"])
     log.info("Top5 acc: %.5f", means["top5"])

@@ -13,15 +13,14 @@ import numpy as np
 from mindspore import nn
 
 from src.args import Config, parse_args
+from src.assembly import build_classifier
 from src.data import class_names
 from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD
-from src.distributed.place import launch
+from src.distributed.join import join
 from src.errors import UserError, run
 from src.files import atomic_write, write_text
-from src.models import create_model
 from src.models.fold import fold_batch_norm
 from src.serving.mindir import lower_mindir
-from src.weights.load import load_pretrained
 
 log = logging.getLogger("export")
 MINDIR_VERSION = 3  # of the format that MindSpore 2.7 and later write
@@ -44,16 +43,12 @@ def main(argv: Optional[list[str]] = None) -> None:
         {"action": "store_true", "help": "make batch norm part of the convolutions, for runtimes that do not"},
     )
     config, rest = parse_args(argv, "Export a DDRNet classifier to the current folder.", extra=[version, folding])
-    if not config.pretrained:
-        raise UserError("--pretrained: name the weights to export, such as ./ckpt_0/DDRNet23.ckpt")
     if config.file_format == "AIR" and config.device_target != "Ascend":
         raise UserError("file_format: AIR needs --device_target Ascend; MINDIR serves on every device")
 
     classes = class_names(config)
-    config, _ = launch(config)
-    network = create_model(config.arch, config.num_classes, flavour=config.flavour)
-    load_pretrained(network, config.pretrained, config.flavour)
-    network.set_train(False)
+    config, _ = join(config)
+    network = build_classifier(config, portable=True)
     batch = config.batch_size if "batch_size" in rest.given else 1
     shape = (batch, 3, config.image_size, config.image_size)
     images = ms.Tensor(np.random.default_rng(0).standard_normal(shape, np.float32))

@@ -15,13 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.args import Config
-from src.distributed.place import launch
-from src.models import create_model
-from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
-from src.tools.optimizer import create_optimizer
-from src.tools.schedulers import learning_rates
-from src.trainers.checkpoint import Checkpoints, read_saved
-from src.trainers.train_one_step import TrainOneStep
+from src.assembly import build_network, build_step
+from src.distributed.join import join
+from src.trainers.checkpoint import Checkpoints, Cursor, read_saved
 
 
 def main() -> None:
@@ -29,16 +25,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time saving a checkpoint.")
     parser.add_argument("--out", default=None, help="folder on the disk to measure; the system's temporary one")
     arguments = parser.parse_args()
-    config, _ = launch(Config(device_target="CPU", ema_decay=0.999))
-    network = create_model()
-    optimizer = create_optimizer(network, config, learning_rates(config, updates_an_epoch=100))
-    step = TrainOneStep(NetworkWithLoss(network, SoftTargetCrossEntropy()), optimizer, ema_decay=config.ema_decay)
+    config, _ = join(Config(device_target="CPU", ema_decay=0.999))
+    network = build_network(config)
+    step = build_step(config, network, updates=100)
     saving, reading = [], []
     with tempfile.TemporaryDirectory(dir=arguments.out) as folder:
         checkpoints = Checkpoints(Path(folder), config.arch, keep=2)
         for epoch in range(1, 6):
             start = time.perf_counter()
-            path = checkpoints.save(network, step, config, epoch, done=100, finished=True)
+            path = checkpoints.save(network, step, config, Cursor(epoch, done=100), finished=True)
             saving.append(time.perf_counter() - start)
             start = time.perf_counter()
             read_saved(path)

@@ -19,7 +19,7 @@ import numpy as np
 from mindspore import Tensor
 
 from src.args import Config
-from src.distributed.place import launch
+from src.distributed.join import join
 from src.models import create_model
 from src.models.fold import fold_batch_norm
 from src.tools.cell import native_kernels
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--amp_level", default="O0", choices=("O0", "auto"))
     parser.add_argument("--steps", type=int, default=12)
     arguments = parser.parse_args()
-    config, _ = launch(Config(device_target="CPU", amp_level=arguments.amp_level))
+    config, _ = join(Config(device_target="CPU", amp_level=arguments.amp_level))
     network = fold_batch_norm(create_model(native=native_kernels(config).network))
     shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -29,15 +29,9 @@ def measure(steps: int, flags: list[str]) -> dict[str, float]:
     from mindspore import Tensor, nn, ops
 
     from src.args import parse_args
+    from src.assembly import build_network, build_step
     from src.data import create_dataset
-    from src.distributed.collectives import agree
-    from src.distributed.place import launch
-    from src.models import create_model
-    from src.tools.cell import cast_amp, native_kernels
-    from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
-    from src.tools.optimizer import create_optimizer
-    from src.tools.schedulers import learning_rates
-    from src.trainers.train_one_step import TrainOneStep
+    from src.distributed.join import join
 
     class Reduction(nn.Cell):
         """The gradients' AllReduce as the training step has it, and nothing else."""
@@ -49,18 +43,9 @@ def measure(steps: int, flags: list[str]) -> dict[str, float]:
         def construct(self, gradients: tuple) -> Tensor:
             return ops.addn([ops.sum(gradient) for gradient in self.reduce(gradients)])
 
-    config, place = launch(parse_args(flags)[0])
-    native = native_kernels(config)
-    network = create_model(config.arch, config.num_classes, 0.0, config.flavour, native.network)
-    cast_amp(network, config.amp_level, config.keep_bn_fp32)
-    train = create_dataset(config, "train", place.rank, place.world)
-    step = TrainOneStep(
-        NetworkWithLoss(network, SoftTargetCrossEntropy()),
-        create_optimizer(network, config, learning_rates(config, train.steps), native.update),
-        clip_norm=config.clip_global_norm_value,
-        native=native.update,
-    )
-    step.set_train()
+    config, ranks = join(parse_args(flags)[0].model_copy(update={"drop_path_rate": 0.0}))
+    train = create_dataset(config, "train", ranks.rank, ranks.world)
+    step = build_step(config, build_network(config), train.updates, ranks)
 
     def batches():
         for epoch in range(1, 1000):
@@ -69,7 +54,7 @@ def measure(steps: int, flags: list[str]) -> dict[str, float]:
     waited, source = 0.0, batches()
     for done in range(WARMUP + steps):
         if done == WARMUP:
-            agree(0, place)  # all begin together
+            ranks.agree(0)  # all begin together
             waited, began = 0.0, time.perf_counter()
         asked = time.perf_counter()
         batch = next(source)
@@ -79,20 +64,20 @@ def measure(steps: int, flags: list[str]) -> dict[str, float]:
     source.close()
 
     allreduce_s = 0.0
-    if place.world > 1:
+    if ranks.world > 1:
         reduction = Reduction(step.reduce)
         gradients = tuple(ops.ones_like(weight) for weight in step.weights)
         reduction(gradients).asnumpy()
         seconds = []
         for _ in range(REDUCTIONS):
-            agree(0, place)
+            ranks.agree(0)
             began = time.perf_counter()
             reduction(gradients).asnumpy()
             seconds.append(time.perf_counter() - began)
         allreduce_s = sorted(seconds)[REDUCTIONS // 2]
     return {
-        "workers": place.world,
-        "img_s": round(place.world * config.batch_size / step_s, 2),
+        "workers": ranks.world,
+        "img_s": round(ranks.world * config.batch_size / step_s, 2),
         "step_s": round(step_s, 4),
         "allreduce_s": round(allreduce_s, 4),
         "data_wait_s": round(waited / steps, 4),

@@ -23,13 +23,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.args import Config
-from src.distributed.place import launch
-from src.models import create_model
-from src.tools.cell import native_kernels
-from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
+from src.assembly import build_network, build_step
+from src.distributed.join import join
 from src.tools.get_misc import trim_memory
-from src.tools.optimizer import create_optimizer
-from src.tools.schedulers import learning_rates
 from src.trainers.train_one_step import TrainOneStep
 
 
@@ -87,19 +83,13 @@ def main() -> None:
         batch_size=arguments.batch_size,
         amp_level=arguments.amp_level,
         cpu_kernels=arguments.cpu_kernels,
+        drop_path_rate=arguments.drop_path_rate,
+        ema_decay=0.999 if arguments.profile else 0.0,
     )
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    config, _ = launch(config)
-    native = native_kernels(config)
-    network = create_model(config.arch, config.num_classes, arguments.drop_path_rate, native=native.network)
-    rates = learning_rates(config, updates_an_epoch=100)
-    step = TrainOneStep(
-        NetworkWithLoss(network, SoftTargetCrossEntropy()),
-        create_optimizer(network, config, rates, native.update),
-        clip_norm=config.clip_global_norm_value,
-        ema_decay=0.999 if arguments.profile else 0.0,
-        native=native.update,
-    ).set_train()
+    config, _ = join(config)
+    network = build_network(config)
+    step = build_step(config, network, updates=100)
     rng = np.random.default_rng(0)
     shape = (config.batch_size, 3, arguments.image_size, arguments.image_size)
     images = rng.standard_normal(shape, np.float32)
@@ -152,8 +142,8 @@ def main() -> None:
     def host() -> None:  # what train.py does around a step
         for column in data:
             Tensor(column)
-        step.check_health(rates)
-        step.learning_rate(rates)
+        step.check_health()
+        step.learning_rate()
 
     one, through = Part(step, forward).set_train(), median(lambda: both(*batch)[0].asnumpy())
     alone = median(lambda: one(*batch).asnumpy())

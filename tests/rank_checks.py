@@ -8,19 +8,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from src.args import Config
-from src.distributed.collectives import (
-    add_up,
-    agree,
-    average_statistics,
-    check_equal,
-    check_identical,
-    gather,
-    hand_out,
-    hand_out_facts,
-    sum_totals,
-    trained,
-)
-from src.distributed.place import launch
+from src.distributed.join import join
+from src.distributed.ranks import trained
 from src.errors import UserError
 from src.evaluation.metrics import Totals
 from src.parameters import assign
@@ -62,13 +51,17 @@ def global_batch(update: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.dirichlet(np.ones(CLASSES), BATCH).astype(np.float32)
 
 
-def new_step(config: Config, frozen: bool) -> TrainOneStep:
+def new_step(config: Config, ranks: int, frozen: bool) -> TrainOneStep:
     """A training step over a small network; frozen: batch norm keeps to its moving statistics."""
     network = filled(Network(), 1)
     rates = np.full(UPDATES, 0.1, np.float32)
-    optimizer = create_optimizer(network, config, rates)
     step = TrainOneStep(
-        NetworkWithLoss(network, SoftTargetCrossEntropy()), optimizer, clip_norm=0.1, ema_decay=0.5 if frozen else 0.0
+        NetworkWithLoss(network, SoftTargetCrossEntropy()),
+        create_optimizer(network, config, rates),
+        rates,
+        ranks,
+        clip_norm=0.1,
+        ema_decay=0.5 if frozen else 0.0,
     )
     return step.set_train(not frozen)
 
@@ -81,54 +74,54 @@ def weights_of(step: nn.Cell) -> dict[str, np.ndarray]:
 def main() -> None:
     """Everything, in the same order on each rank."""
     logging.basicConfig(level=logging.INFO)
-    config, place = launch(Config(device_target="CPU"))
-    share = slice(place.rank * BATCH // place.world, (place.rank + 1) * BATCH // place.world)
-    results = {"place": [place.rank, place.world, config.device_num]}
+    config, ranks = join(Config(device_target="CPU"))
+    share = slice(ranks.rank * BATCH // ranks.world, (ranks.rank + 1) * BATCH // ranks.world)
+    results = {"place": [ranks.rank, ranks.world, config.device_num]}
 
     # Updates with batch norm frozen: what one process computes from the same global batches, also of averaged weights
     # whose statistics were averaged over the ranks in between, as a checkpoint does.
-    step = new_step(config, frozen=True)
+    step = new_step(config, ranks.world, frozen=True)
     for update in range(UPDATES):
         step(*(Tensor(column[share]) for column in global_batch(update)))
-        average_statistics(step, place)
-    check_identical(trained(step), place)
+        ranks.average_statistics(step)
+    ranks.check_identical(trained(step))
     results.update({f"frozen/{name}": values for name, values in weights_of(step).items()})
     results.update({f"averaged/{name}": values for name, values in step.averaged_weights().items()})
 
     # An infinity in the last rank's images alone: all skip the update and halve the scale.
     before = weights_of(step)
     images, targets = (column[share].copy() for column in global_batch(UPDATES))
-    if place.rank == place.world - 1:
+    if ranks.rank == ranks.world - 1:
         images[0, 0, 0, 0] = np.inf
     step(Tensor(images), Tensor(targets))
     after = weights_of(step)
     results["overflow/scale"] = [before["loss_scale"], after["loss_scale"]]
     kept = [name for name in before if not name.startswith(("loss_scale", "good_updates", "overflows", "stuck"))]
     results["overflow/changed"] = [name for name in kept if not np.array_equal(before[name], after[name])]
-    check_identical(trained(step), place)
+    ranks.check_identical(trained(step))
 
     # Batch norm alive: statistics differ by rank and are averaged, weights do not differ.
-    step = new_step(config, frozen=False)
+    step = new_step(config, ranks.world, frozen=False)
     for update in range(UPDATES):
         step(*(Tensor(column[share]) for column in global_batch(update)))
     network = step.network.network
     results["statistics/own"] = network.bn.moving_mean.asnumpy().copy()
-    average_statistics(step, place)
+    ranks.average_statistics(step)
     results["statistics/mean"] = network.bn.moving_mean.asnumpy().copy()
     results["statistics/variance"] = network.bn.moving_variance.asnumpy().copy()
-    check_identical(trained(step), place)
+    ranks.check_identical(trained(step))
 
     # Sums and agreement.
-    totals = Totals(images=2**40 + place.rank, loss=(place.rank + 1) / 3, top1=2**33 + 1, top5=place.rank)
-    total = sum_totals(totals, place)
+    totals = Totals(images=2**40 + ranks.rank, loss=(ranks.rank + 1) / 3, top1=2**33 + 1, top5=ranks.rank)
+    total = ranks.sum_totals(totals)
     results["totals"] = [repr(total)]
-    results["agree"] = [agree(15 * place.rank, place), agree(0, place)]
-    results["add_up"] = [repr(add_up(place.rank + 1, place)), repr(add_up(0.1, place))]
-    results["gather"] = gather(np.array([place.rank, np.nan, -0.0], np.float64), place)
+    results["agree"] = [ranks.agree(15 * ranks.rank), ranks.agree(0)]
+    results["add_up"] = [repr(ranks.add_up(ranks.rank + 1)), repr(ranks.add_up(0.1))]
+    results["gather"] = ranks.gather(np.array([ranks.rank, np.nan, -0.0], np.float64))
 
     # Rank 0's values on all ranks, whatever their type and size.
     cell = nn.Cell()
-    rng = np.random.default_rng(place.rank)
+    rng = np.random.default_rng(ranks.rank)
     for name, dtype, shape in (
         ("a", ms.float32, (3, 5)),
         ("b", ms.float16, (7,)),
@@ -137,25 +130,25 @@ def main() -> None:
     ):
         values = Tensor(rng.integers(0, 100, shape) % (2 if name == "d" else 100), dtype)
         cell.insert_param_to_cell(name, Parameter(values, name=name))
-    hand_out(cell, place)
+    ranks.hand_out(cell)
     for name, parameter in cell.parameters_dict().items():
         results[f"handed/{name}"] = parameter.asnumpy()
-    results["facts"] = [json.dumps(hand_out_facts({"é": [1, 2.5, None]} if place.is_first else None, place))]
+    results["facts"] = [json.dumps(ranks.hand_out_facts({"é": [1, 2.5, None]} if ranks.is_first else None))]
 
     # One bit of one moment on one rank.
     moment = next(parameter for parameter in trained(step) if parameter.name == "moments.conv.weight")
     values = moment.asnumpy().copy()
-    if place.rank == place.world - 1:
+    if ranks.rank == ranks.world - 1:
         values.reshape(-1).view(np.int32)[7] ^= 1
     assign(moment, values)
     try:
-        check_identical(trained(step), place)
+        ranks.check_identical(trained(step))
         results["mismatch"] = ["none"]
     except UserError as error:
         results["mismatch"] = [str(error)]
-    check_equal("answer", 42, place)
+    ranks.check_equal("answer", 42)
     try:
-        check_equal("answer", 42 + place.rank, place)
+        ranks.check_equal("answer", 42 + ranks.rank)
         results["unequal"] = ["none"]
     except UserError as error:
         results["unequal"] = [str(error)]

@@ -12,16 +12,7 @@ import pytest
 
 from src.args import Config
 from src.data import create_dataset
-from src.distributed.collectives import (
-    add_up,
-    agree,
-    average_statistics,
-    check_identical,
-    gather,
-    hand_out_facts,
-    sum_totals,
-)
-from src.distributed.place import Place
+from src.distributed.ranks import Ranks
 from src.evaluation.metrics import Totals
 from tests.conftest import ROOT, TINY, run_program
 from tests.processes import alive, end_all, finished, says, started, wait_until
@@ -140,12 +131,12 @@ def test_what_must_be_equal_and_is_not_is_an_error_that_names_the_ranks(ranks):
 
 
 def test_alone_nothing_is_exchanged():
-    alone, totals = Place(), Totals(images=3, loss=0.5, top1=1, top5=2)
-    assert sum_totals(totals, alone) == totals
-    assert (agree(15, alone), add_up(7, alone), hand_out_facts({"a": 1}, alone)) == (15, 7, {"a": 1})
-    assert gather(np.arange(3), alone).tolist() == [[0, 1, 2]]
-    average_statistics(None, alone)
-    check_identical([], alone)
+    alone, totals = Ranks(), Totals(images=3, loss=0.5, top1=1, top5=2)
+    assert alone.sum_totals(totals) == totals
+    assert (alone.agree(15), alone.add_up(7), alone.hand_out_facts({"a": 1})) == (15, 7, {"a": 1})
+    assert alone.gather(np.arange(3)).tolist() == [[0, 1, 2]]
+    alone.average_statistics(None)
+    alone.check_identical([])
 
 
 def coloured(folder: Path, split: str, images: int) -> Path:

@@ -17,7 +17,7 @@ from mindspore import nn
 
 from src.args import Config, parse_args
 from src.errors import TrainingStopped, UserError
-from src.trainers.checkpoint import Checkpoints, read_saved
+from src.trainers.checkpoint import Checkpoints, Cursor, read_saved
 from tests.conftest import TINY, command, run_program
 from tests.interrupted import kill_when, log_of, outcome, start, wait_for
 
@@ -103,24 +103,24 @@ class SmallStep(nn.Cell):
 
 def test_the_newest_is_the_last_that_was_saved_also_where_the_clock_was_set_back(tmp_path):
     step, checkpoints = SmallStep(), Checkpoints(tmp_path, "DDRNet23", keep=2)
-    paths = [checkpoints.save(step.network, step, Config(), epoch, 1, True) for epoch in (9, 10)]
+    paths = [checkpoints.save(step.network, step, Config(), Cursor(epoch, 1), True) for epoch in (9, 10)]
     tomorrow = time.time() + 24 * 3600
     for path in paths:
         os.utime(path, (tomorrow, tomorrow + paths.index(path)))
-    last = checkpoints.save(step.network, step, Config(), 11, 1, True)
+    last = checkpoints.save(step.network, step, Config(), Cursor(11, 1), True)
     assert checkpoints.newest_good()[0].path == last
     assert checkpoints.numbered() == [paths[1], last]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     step, checkpoints = SmallStep(), Checkpoints(tmp_path, "DDRNet23", keep=2)
-    good = checkpoints.save(step.network, step, Config(), 1, 1, True)
+    good = checkpoints.save(step.network, step, Config(), Cursor(1, 1), True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     step.network.weight.set_data(ms.Tensor(np.array([[1, np.nan], [0, 0]], np.float32)))
     with pytest.raises(TrainingStopped, match=r"network\.weight is no longer finite, and nothing was saved"):
-        checkpoints.save(step.network, step, Config(), 2, 1, True)
+        checkpoints.save(step.network, step, Config(), Cursor(2, 1), True)
     with pytest.raises(TrainingStopped):
-        checkpoints.save_best(step.network, 0.5)
+        checkpoints.save_best(step.network)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert checkpoints.newest_good()[0].path == good
 

@@ -74,11 +74,12 @@ def make(clip=None, scale=None, accumulation=1, ema_decay=0.0, optimizer="moment
     step = TrainOneStep(
         NetworkWithLoss(network, SoftTargetCrossEntropy()),
         optimizer,
-        scale,
-        clip,
-        accumulation,
-        ema_decay,
-        make.native,
+        RATES,
+        loss_scale=scale,
+        clip_norm=clip,
+        accumulation=accumulation,
+        ema_decay=ema_decay,
+        native=make.native,
     )
     return network, step.set_train(), Reference(network, config, clip)
 
@@ -138,7 +139,7 @@ def test_an_infinity_skips_the_update_and_halves_the_scale(accumulation):
     assert all(np.array_equal(a, b) for a, b in zip(before, values(network)))
     assert all(np.array_equal(a, p.asnumpy()) for a, p in zip(moments, step.optimizer.moments))
     assert float(step.loss_scale.value.asnumpy()) == 2048
-    assert step.learning_rate(RATES) == pytest.approx(0.4)
+    assert step.learning_rate() == pytest.approx(0.4)
     assert step.take_totals()["overflows"] == 1
     for _ in range(accumulation):
         reference_gradients = reference.gradients(*batch(0))[1]
@@ -179,17 +180,17 @@ def test_updates_that_overflow_on_and_on_stop_the_run():
     poisoned[0][:] = np.inf
     for _ in range(12 + MOST_STUCK - 1):
         step(*map(Tensor, poisoned))
-        step.check_health(RATES)
+        step.check_health()
     step(*map(Tensor, poisoned))
     with pytest.raises(TrainingStopped, match=r"20 updates in a row overflowed at update 0, learning rate 0.5, .* 1;"):
-        step.check_health(RATES)
+        step.check_health()
 
 
 def test_a_loss_that_is_not_finite_though_the_gradients_are_stops_the_run():
     _, step, _ = make()
     images, targets = batch(0)
     step(Tensor(images), Tensor(targets))
-    step.check_health(RATES)
+    step.check_health()
 
     class Infinite(nn.Cell):
         def construct(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -197,10 +198,10 @@ def test_a_loss_that_is_not_finite_though_the_gradients_are_stops_the_run():
 
     network = Linear()
     optimizer = create_optimizer(network, Config(), RATES, make.native)
-    step = TrainOneStep(NetworkWithLoss(network, Infinite()), optimizer, native=make.native).set_train()
+    step = TrainOneStep(NetworkWithLoss(network, Infinite()), optimizer, RATES, native=make.native).set_train()
     step(Tensor(images), Tensor(targets))
     with pytest.raises(TrainingStopped, match="the loss is not finite at update 1"):
-        step.check_health(RATES)
+        step.check_health()
 
 
 def test_averaged_weights_are_the_bias_corrected_mean_of_the_past():

@@ -120,6 +120,7 @@ class TrainBatches(Batches):
     """Shuffled, augmented, mixed batches of a fixed size.
 
     Attributes:
+        updates: optimizer updates an epoch, each of accumulation_step batches.
         bad: how many files of the epoch so far could not be decoded.
         bad_paths: their paths.
     """
@@ -139,7 +140,8 @@ class TrainBatches(Batches):
                 f"batch_size: {samples.folder} has {len(samples)} images, fewer than one update's {update} "
                 f"({config.batch_size} x {world} devices x {config.accumulation_step} accumulated)"
             )
-        self.steps = len(samples) // update * config.accumulation_step
+        self.updates = len(samples) // update
+        self.steps = self.updates * config.accumulation_step
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
         """One pass over the images, from micro-batch `start_step` on.

@@ -23,6 +23,11 @@ class Architecture:
     high_depths: tuple[int, ...]
     head_planes: int
 
+    @property
+    def residual_units(self) -> int:
+        """How many residual units there are, each of which drop path may drop."""
+        return sum(self.depths) + sum(self.high_depths) + 2  # one ends either branch
+
 
 @dataclass(frozen=True)
 class Flavour:

@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -63,6 +63,33 @@ def save_weights(network: nn.Cell, path: Path) -> None:
         ms.save_checkpoint(values, str(temporary), crc_check=True)
 
 
+@dataclass
+class Cursor:
+    """Where a run is, which every checkpoint carries.
+
+    epoch: the one that is under way, counted from 1; done: updates of it that are behind; seconds: spent in it so far;
+    best: the highest top-1 so far, below 0 before there is one.
+    """
+
+    epoch: int = 1
+    done: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+
+    def next_epoch(self) -> None:
+        """The epoch is over."""
+        self.epoch, self.done, self.seconds = self.epoch + 1, 0, 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """For the .state file; `of` reads it again."""
+        return {"next_epoch": self.epoch, "next_done": self.done, "seconds": self.seconds, "best": self.best}
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "Cursor":
+        """What `facts` wrote."""
+        return cls(facts["next_epoch"], facts["next_done"], facts["seconds"], facts["best"])
+
+
 @dataclass(frozen=True)
 class Saved:
     """A whole checkpoint: its weights' file, what it says of the run, and the step's arrays."""
@@ -70,6 +97,11 @@ class Saved:
     path: Path
     facts: dict[str, Any]
     arrays: dict[str, np.ndarray]
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where the run goes on."""
+        return Cursor.of(self.facts)
 
     def restore(self, network: nn.Cell, step: nn.Cell, flavour: str) -> list[str]:
         """Bring network, optimizer and counters to where they were; the names that the checkpoint knows nothing of."""
@@ -115,7 +147,6 @@ class Checkpoints:
         self.keep = keep
         self.writes = writes
         self.kernels = kernels
-        self.best = -1.0
 
     def lock(self) -> None:
         """Claim the folder until the process ends.
@@ -147,10 +178,8 @@ class Checkpoints:
         network: nn.Cell,
         step: nn.Cell,
         config: Config,
-        epoch: int,
-        done: int,
+        cursor: Cursor,
         finished: bool,
-        seconds: float = 0.0,
     ) -> Path:
         """Save <arch>-<epoch>_<done>.ckpt and .state, then drop the oldest beyond `keep`.
 
@@ -162,23 +191,21 @@ class Checkpoints:
             network: whose parameters go to the .ckpt.
             step: the training step, whose other parameters go to the .state.
             config: of the run, to compare at resume.
-            epoch: counted from 1.
-            done: updates of that epoch that are behind.
-            finished: whether the epoch was validated and recorded too.
-            seconds: spent in the epoch so far.
+            cursor: where the run is.
+            finished: whether the epoch was validated and recorded too, so that the run goes on with the next.
         """
-        path = self.folder / f"{self.arch}-{epoch}_{done}.ckpt"
+        path = self.folder / f"{self.arch}-{cursor.epoch}_{cursor.done}.ckpt"
         if not self.writes:
             return path
         others = [other.stat().st_mtime_ns for other in self.numbered() if other != path]
         save_weights(network, path)
         newest = max([time.time_ns(), *(other + 1 for other in others)])  # also where the clock was set back
         os.utime(path, ns=(newest, newest))
+        onward = replace(cursor)
+        if finished:
+            onward.next_epoch()
         facts = {
-            "next_epoch": epoch + 1 if finished else epoch,
-            "next_done": 0 if finished else done,
-            "seconds": 0.0 if finished else seconds,
-            "best": self.best,
+            **onward.facts(),
             "config": json.loads(config.model_dump_json()),
             "images_an_update": config.images_an_update,
             "kernels": self.kernels,
@@ -195,14 +222,10 @@ class Checkpoints:
             old.unlink()
         return path
 
-    def save_best(self, network: nn.Cell, top1: float) -> bool:
-        """Save <arch>_best.ckpt if `top1` is the best so far; whether it was."""
-        if top1 <= self.best:
-            return False
-        self.best = top1
+    def save_best(self, network: nn.Cell) -> None:
+        """Save <arch>_best.ckpt."""
         if self.writes:
             save_weights(network, self.best_path)
-        return True
 
     def save_last(self, network: nn.Cell) -> Path:
         """Save <arch>.ckpt, the weights at the end of training."""

@@ -20,7 +20,7 @@ from typing import Any, Optional
 import mindspore as ms
 
 from src.args import OUTSIDE, Config
-from src.distributed.place import Place
+from src.distributed.ranks import Ranks
 from src.errors import UserError
 from src.files import write_text
 from src.kernels.build import library
@@ -38,15 +38,15 @@ class CompileCache:
 
     Args:
         config: its compile_cache is the folder of all entries; '': nothing is kept.
-        place: this process among the ranks, each of which has an entry of its own.
+        ranks: seen from this process; each rank has an entry of its own.
         shapes: what else the graph follows from, such as the number of updates.
     """
 
-    def __init__(self, config: Config, place: Place, *shapes: int) -> None:
+    def __init__(self, config: Config, ranks: Ranks, *shapes: int) -> None:
         self.entry: Optional[Path] = None
         self.making: Optional[Path] = None
         if config.compile_cache and config.graph_mode == 0:
-            self.entry = Path(config.compile_cache, digest(config, place, *shapes)).absolute()
+            self.entry = Path(config.compile_cache, digest(config, ranks, *shapes)).absolute()
 
     def __enter__(self) -> None:
         """Find the entry, or begin one aside.
@@ -87,13 +87,13 @@ class CompileCache:
         shutil.rmtree(self.making, ignore_errors=True)
 
 
-def digest(config: Config, place: Place, *shapes: int) -> str:
+def digest(config: Config, ranks: Ranks, *shapes: int) -> str:
     """Stands for all that the step's graph follows from: code, versions, configuration, shapes and rank."""
     sources = sorted([PROJECT / "train.py", *(PROJECT / "src").rglob("*.py")])
     parts = [f"{path.relative_to(PROJECT)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sources]
     kernels = library() if config.device_target == "CPU" else None
     parts += [ms.__version__, ms.__file__, sys.version, platform.machine(), str(kernels), str(PROJECT)]
-    parts += [repr(place), repr(shapes)]
+    parts += [repr(ranks), repr(shapes)]
     parts += [f"{key}={value!r}" for key, value in config.model_dump().items() if key not in OUTSIDE]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 

@@ -5,7 +5,6 @@ from typing import Optional
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.parallel._utils import _get_device_num, _get_gradients_mean
 
 from src.errors import TrainingStopped
 from src.kernels.operators import average_update, sum_of_squares
@@ -55,6 +54,8 @@ class TrainOneStep(nn.Cell):
         loss_scale: None for the dynamic scale, or a fixed one.
         clip_norm: global norm that gradients are clipped to (Pascanu et al., arXiv 1211.5063, section 3.2); None: off.
         accumulation: batches whose gradients are averaged into one update.
+        rates: the learning rate of each update, as the optimizer has them.
+        ranks: processes that train together, over which gradients are averaged.
         ema_decay: share of the averaged weights that stays at an update; 0: none are kept.
         native: use the kernels in `src.kernels` for the passes over all weights.
 
@@ -69,6 +70,8 @@ class TrainOneStep(nn.Cell):
         self,
         network: nn.Cell,
         optimizer: nn.Optimizer,
+        rates: np.ndarray,
+        ranks: int = 1,
         loss_scale: Optional[float] = None,
         clip_norm: Optional[float] = None,
         accumulation: int = 1,
@@ -97,9 +100,10 @@ class TrainOneStep(nn.Cell):
         if accumulation > 1:
             self.accumulated = self.weights.clone(prefix="accumulated", init="zeros")
             self.batches = Parameter(Tensor(0, ms.int32), name="accumulated_batches")
-        self.distributed = _get_device_num() > 1
+        self.rates = rates
+        self.distributed = ranks > 1
         if self.distributed:
-            self.reduce = nn.DistributedGradReducer(self.weights, _get_gradients_mean(), _get_device_num())
+            self.reduce = nn.DistributedGradReducer(self.weights, mean=True, degree=ranks)
         self.differentiate = ops.value_and_grad(self._scaled_loss, None, self.weights, has_aux=True)
         self.native = native
         self.takes_factor = getattr(optimizer, "takes_factor", False)
@@ -129,9 +133,9 @@ class TrainOneStep(nn.Cell):
                 self.batches = ops.depend(ops.zeros_like(self.batches), cleared)
         return loss
 
-    def learning_rate(self, rates: np.ndarray) -> float:
-        """The rate of the next update; skipped updates have not advanced it. `rates`: as the optimizer has them."""
-        return float(rates[min(int(self.optimizer.global_step.asnumpy()[0]), len(rates) - 1)])
+    def learning_rate(self) -> float:
+        """The rate of the next update; skipped updates have not advanced it."""
+        return float(self.rates[min(int(self.optimizer.global_step.asnumpy()[0]), len(self.rates) - 1)])
 
     def averaged_weights(self) -> Optional[dict[str, np.ndarray]]:
         """The averaged values of the network's parameters, by name, bias-corrected; None before there are any.
@@ -145,13 +149,13 @@ class TrainOneStep(nn.Cell):
         pairs = zip(self.values, self.average)
         return {value.name: (average.asnumpy() / (1.0 - missing)).astype(np.float32) for value, average in pairs}
 
-    def check_health(self, rates: np.ndarray) -> None:
-        """Raise TrainingStopped where going on would waste the run or ruin the weights; `rates`: the optimizer's."""
+    def check_health(self) -> None:
+        """Raise TrainingStopped where going on would waste the run or ruin the weights."""
         failures, stuck = int(self.failures.asnumpy()), int(self.stuck.asnumpy())
         if failures == 0 and stuck < MOST_STUCK:
             return
         scale = float(self.loss_scale.value.asnumpy())
-        where = f"update {int(self.optimizer.global_step.asnumpy()[0])}, learning rate {self.learning_rate(rates):.4g}"
+        where = f"update {int(self.optimizer.global_step.asnumpy()[0])}, learning rate {self.learning_rate():.4g}"
         what = f"{stuck} updates in a row overflowed" if stuck >= MOST_STUCK else "the loss is not finite"
         raise TrainingStopped(f"{what} at {where}, loss scale {scale:g}; try a lower base_lr or a longer warmup")
 

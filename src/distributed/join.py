@@ -1,4 +1,4 @@
-"""Where this process runs: its device, and its place among the ranks.
+"""How a process joins the run: its device, and its rank among the others.
 
 The only module that reads the environment, save for OMP_NUM_THREADS and HOME in `src.kernels.build`.
 
@@ -8,35 +8,27 @@ MindSpore's dynamic cluster (MS_ROLE and MS_WORKER_NUM, what msrun sets up); wit
 """
 
 import os
-from dataclasses import dataclass
 
 import mindspore as ms
 from mindspore import communication
 
 from src.args import Config
+from src.distributed.ranks import Ranks
 from src.errors import UserError
 
 BACKENDS = {"Ascend": "hccl", "GPU": "nccl", "CPU": "mccl"}
 
 
-@dataclass(frozen=True)
-class Place:
-    """A process among `world` of them; rank 0 alone writes."""
-
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is rank 0."""
-        return self.rank == 0
+def expected_rank() -> int:
+    """The rank that whoever started this process means it to have; known before the ranks have met."""
+    return _number("RANK_ID", _number("MS_NODE_ID", 0))
 
 
-def launch(config: Config) -> tuple[Config, Place]:
+def join(config: Config) -> tuple[Config, Ranks]:
     """Choose device and mode, join the other ranks if there are any.
 
     Returns:
-        The configuration with device_num as it is, and this process's place.
+        The configuration with device_num as it is, and the ranks, seen from this one.
 
     Raises:
         UserError: the device is not there, device_num differs from the number of processes started, or the
@@ -70,7 +62,7 @@ def launch(config: Config) -> tuple[Config, Place]:
         rank = communication.get_rank()
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=world)
     ms.set_seed(config.seed + 1)  # MindSpore refuses 0
-    return config.model_copy(update={"device_num": world}), Place(rank, world)
+    return config.model_copy(update={"device_num": world}), Ranks(rank, world)
 
 
 def _number(name: str, default: int) -> int:

@@ -1,0 +1,90 @@
+"""What the entry points and benchmarks put together from a configuration: a network, and a step that trains it."""
+
+import logging
+
+from mindspore import nn
+
+from src.args import Config
+from src.distributed.ranks import Ranks
+from src.errors import UserError
+from src.models import create_model
+from src.models.fold import fold_batch_norm
+from src.tools.cell import cast_amp, native_kernels
+from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
+from src.tools.optimizer import create_optimizer, freeze_backbone
+from src.tools.schedulers import learning_rates
+from src.trainers.train_one_step import TrainOneStep
+from src.weights.load import load_pretrained
+
+_log = logging.getLogger(__name__)
+
+
+def build_network(config: Config) -> nn.Cell:
+    """The network to train: with the weights that it starts from, in its precision, with what is frozen.
+
+    Args:
+        config: reads the network's keys, pretrained, freeze, amp_level, device_target and cpu_kernels.
+
+    Raises:
+        UserError: the pretrained weights do not fit.
+    """
+    kernels = native_kernels(config)
+    network = create_model(config.arch, config.num_classes, config.drop_path_rate, config.flavour, kernels.network)
+    if config.pretrained:
+        left_out = load_pretrained(network, config.pretrained, config.flavour, drop_head=True)
+        _log.info("weights: %s%s", config.pretrained, f", but not {', '.join(left_out)}" if left_out else "")
+    cast_amp(network, config.amp_level, config.keep_bn_fp32)
+    if config.freeze == "backbone":
+        freeze_backbone(network)
+    return network
+
+
+def build_classifier(config: Config, portable: bool = False) -> nn.Cell:
+    """The network with trained weights, for inference: (N, 3, H, W) to logits (N, num_classes).
+
+    Args:
+        config: reads the network's keys, pretrained, amp_level, device_target and cpu_kernels.
+        portable: of MindSpore's operators in float32, as a file for another runtime is made of it; else as fast as
+            this device can.
+
+    Raises:
+        UserError: there are no weights, or they do not fit.
+    """
+    if not config.pretrained:
+        raise UserError("--pretrained: name the trained weights, such as ./ckpt_0/DDRNet23.ckpt")
+    kernels = "" if portable else native_kernels(config).network
+    network = create_model(config.arch, config.num_classes, flavour=config.flavour, native=kernels)
+    load_pretrained(network, config.pretrained, config.flavour)
+    if not portable:
+        if config.device_target == "CPU":  # Ascend's and the GPU's compilers fold by themselves
+            network = fold_batch_norm(network)
+        cast_amp(network, config.amp_level, config.keep_bn_fp32)
+    return network.set_train(False)
+
+
+def build_step(config: Config, network: nn.Cell, updates: int, ranks: Ranks = Ranks()) -> TrainOneStep:  # noqa: B008
+    """The step that trains a network, over the rates of the whole run.
+
+    Args:
+        config: reads the keys of the loss, optimizer, learning rate, precision, accumulation and averaging.
+        network: from `build_network`.
+        updates: optimizer updates an epoch.
+        ranks: that train together.
+    """
+    rates = learning_rates(config, updates)[config.start_epoch * updates :]
+    kernels = native_kernels(config)
+    step = TrainOneStep(
+        NetworkWithLoss(network, SoftTargetCrossEntropy()),
+        create_optimizer(network, config, rates, kernels.update),
+        rates=rates,
+        ranks=ranks.world,
+        loss_scale=None if config.is_dynamic_loss_scale else config.loss_scale,
+        clip_norm=config.clip_global_norm_value if config.clip_global_norm else None,
+        accumulation=config.accumulation_step,
+        ema_decay=config.ema_decay,
+        native=kernels.update,
+    )
+    step.set_train()
+    if config.freeze == "backbone":  # its batch norm keeps its statistics, its drop path is off
+        network.set_train(False)
+    return step

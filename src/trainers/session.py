@@ -1,0 +1,218 @@
+"""A training run from its first step to its last: where it is, what it saves and tells, how it stops and goes on."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+from mindspore import nn
+
+from src.args import Config
+from src.data.data_utils.modelarts import Outbox
+from src.data.imagenet import TrainBatches
+from src.distributed.ranks import Ranks, trained
+from src.errors import UserError
+from src.tools.callback import Metrics, Progress
+from src.tools.cell import native_kernels
+from src.tools.get_misc import output_folder, seconds_running
+from src.trainers.checkpoint import Checkpoints, Cursor, Saved, holding, read_saved
+from src.trainers.feed import Feed
+from src.trainers.judge import Judge
+from src.trainers.signals import Interrupted, StopSignal
+from src.trainers.train_one_step import TrainOneStep
+
+_log = logging.getLogger(__name__)
+
+
+class Session:
+    """One run in one folder, which it claims at once.
+
+    Args:
+        config: reads the keys of epochs, saving, resuming and outputs.
+        network: that is trained.
+        step: trains it.
+        train: the batches it is trained on.
+        ranks: that train together; the first alone writes and speaks.
+        outbox: hands in what was written.
+        stop: the signals that end the run.
+
+    Attributes:
+        cursor: where the run is.
+        resumed: whether it went on from a checkpoint.
+
+    Raises:
+        UserError: another run writes to the folder, or it cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: nn.Cell,
+        step: TrainOneStep,
+        train: TrainBatches,
+        ranks: Ranks,
+        outbox: Outbox,
+        stop: StopSignal,
+    ) -> None:
+        self.config, self.network, self.step, self.train = config, network, step, train
+        self.ranks, self.outbox, self.stop = ranks, outbox, stop
+        self.folder = output_folder(config)
+        self.kernels = str(native_kernels(config))
+        self.checkpoints = Checkpoints(
+            self.folder / "ckpt_0", config.arch, config.keep_checkpoint_max, ranks.is_first, self.kernels
+        )
+        self.checkpoints.lock()
+        self.cursor = Cursor(epoch=config.start_epoch + 1)
+        self.resumed = False
+        self.progress = Progress(
+            train.updates, config.epochs, config.images_an_update, config.log_every, quiet=not ranks.is_first
+        )
+        self._told = False
+
+    def resume(self) -> None:
+        """Go to where the checkpoint that --resume asks for ends: the first rank knows, the others hear of it.
+
+        Raises:
+            UserError: the checkpoint is of another run, or damaged.
+        """
+        saved = self._find_saved() if self.ranks.is_first else None
+        if saved:
+            afresh = saved.restore(self.network, self.step, self.config.flavour)
+            if afresh:
+                _log.warning("resume: %d parameters start afresh, as %s: not in the checkpoint", len(afresh), afresh[0])
+        self.ranks.hand_out(self.step)
+        facts = self.ranks.hand_out_facts(saved.cursor.facts() if saved else None)
+        if facts:
+            self.cursor, self.resumed = Cursor.of(facts), True
+            _log.info(
+                "going on from %s, in epoch %d after step %d", saved and saved.path, self.cursor.epoch, self.cursor.done
+            )
+        first = self.cursor.epoch if self.resumed else 1
+        self.metrics = Metrics(self.folder, first_epoch=first, writes=self.ranks.is_first)
+        self.stop.arm()
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left, counted from 1."""
+        while self.cursor.epoch <= self.config.epochs:
+            yield self.cursor.epoch
+
+    def run_epoch(self, feed: Feed) -> None:
+        """Run the steps that are left of the epoch; save where that is due."""
+        config, cursor = self.config, self.cursor
+        started = time.perf_counter() - cursor.seconds
+        self.progress.start(cursor.epoch, cursor.done)
+        for batches, loss in feed.epoch(cursor.epoch, cursor.done * config.accumulation_step):
+            if not self._told:
+                _log.info("first step %.1f s after the start", seconds_running())
+                self._told = True
+            if batches % config.accumulation_step:
+                continue
+            cursor.done = batches // config.accumulation_step
+            cursor.seconds = time.perf_counter() - started
+            self.step.check_health()
+            self.progress.step(cursor.done, float(loss.asnumpy()), self.step.learning_rate(), feed.wait_ms)
+            within = cursor.done < self.train.updates
+            self._save_where_due(bool(config.save_steps) and cursor.done % config.save_steps == 0 and within)
+        self.progress.end()
+        cursor.seconds = time.perf_counter() - started
+
+    def finish_epoch(self, judge: Judge, feed: Feed) -> None:
+        """Validate where that is due, record the epoch, save where that is due, and go to the next."""
+        config, cursor = self.config, self.cursor
+        last = cursor.epoch == config.epochs
+        scores: dict[str, float] = {}
+        if last or (config.eval_every and cursor.epoch % config.eval_every == 0):
+            try:
+                scores = judge.scores(self._keep_best)
+            except Interrupted:
+                self._save_where_due(False)
+            for prefix, whose in (("", ""), ("ema_", ", averaged weights")):
+                if f"{prefix}top1" in scores:
+                    figures = (scores[f"{prefix}{name}"] for name in ("val_loss", "top1", "top5"))
+                    _log.info("epoch %d%s: val loss %.5f, top-1 %.5f, top-5 %.5f", cursor.epoch, whose, *figures)
+        self.metrics.add(self._record(scores, feed.wait_ms))
+        self._save_where_due(last or bool(config.save_every and cursor.epoch % config.save_every == 0), finished=True)
+        cursor.next_epoch()
+
+    def end(self) -> None:
+        """Save the weights of the end, the averaged ones where there are, and say where all is."""
+        averaged = self.step.averaged_weights()
+        with holding(self.network, averaged):
+            path = self.checkpoints.save_last(self.network)
+        self.outbox.send(last=True)
+        _log.info("%s weights: %s", "averaged" if averaged else "last", path)
+        _log.info("best weights: %s, top-1 %.5f", self.checkpoints.best_path, self.cursor.best)
+
+    def _record(self, scores: dict[str, float], wait_ms: float) -> dict[str, Any]:
+        cursor, updates = self.cursor, self.train.updates
+        totals = self.step.take_totals()
+        totals["loss"] = self.ranks.add_up(totals["loss"]) / self.ranks.world
+        return {
+            "epoch": cursor.epoch,
+            "step": cursor.epoch * updates,
+            "lr": self.step.learning_rate(),
+            **totals,
+            **scores,
+            "seconds": round(cursor.seconds, 2),
+            "img_s": round(updates * self.config.images_an_update / cursor.seconds, 1),
+            "wait_ms": round(wait_ms, 2),
+            "bad_images": self.ranks.add_up(self.train.bad),
+        }
+
+    def _save_where_due(self, due: bool, finished: bool = False) -> None:
+        """Save where that is due, or where a rank has received a stop signal, on which the run then ends.
+
+        finished: the epoch has been validated and recorded too.
+        """
+        number = self.ranks.agree(self.stop.number or 0)
+        if not (due or number):
+            return
+        path = self._save(finished)
+        if number and not (finished and self.cursor.epoch == self.config.epochs):
+            self.progress.end()
+            _log.info("stopped by signal %d, saved %s; to go on, add --resume auto to the same command", number, path)
+            sys.exit(128 + number)
+
+    def _save(self, finished: bool) -> Path:
+        self.ranks.average_statistics(self.step)
+        self.ranks.check_identical(trained(self.step))
+        path = self.checkpoints.save(self.network, self.step, self.config, self.cursor, finished)
+        self.outbox.send()
+        return path
+
+    def _keep_best(self, whose: str, top1: float) -> None:
+        if top1 <= self.cursor.best:
+            return
+        self.cursor.best = top1
+        self.checkpoints.save_best(self.network)
+        if self.step.ema_decay:
+            _log.info("best so far: the %s weights", whose)
+
+    def _find_saved(self) -> Optional[Saved]:
+        """The checkpoint that --resume asks for; None: none is asked for, or with auto there is none."""
+        config, checkpoints = self.config, self.checkpoints
+        if not config.resume:
+            return None
+        if config.resume == "auto":
+            saved, complaints = checkpoints.newest_good()
+            for complaint in complaints:
+                _log.warning("%s; the one before it is taken", complaint)
+            if saved is None:
+                _log.info("resume: no checkpoint in %s, starting afresh", checkpoints.folder)
+                return None
+        else:
+            saved = read_saved(config.resume)
+        then = saved.facts.get("kernels")
+        if then != self.kernels:
+            _log.warning("resume: other CPU kernels (%s, now %s): right, but not bit for bit", then, self.kernels)
+        differences = saved.differences(config)
+        for line in differences:
+            _log.warning("resume: %s", line)
+        if differences and not config.resume_anyway:
+            raise UserError(
+                f"resume: {len(differences)} key(s) differ from {saved.path} in what changes the run "
+                f"({'; '.join(differences)}); say --resume_anyway True to go on all the same"
+            )
+        return saved
