@@ -8,7 +8,8 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from src.files import atomic_write, write_text
+from src.evaluation.curves import draw_curves
+from src.files import write_text
 
 
 class Progress:
@@ -99,43 +100,3 @@ class Metrics:
         self.records.append(record)
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.records))
         draw_curves(self.records, self.curves)
-
-
-def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
-    """Draw loss, accuracy and learning rate over the epochs to a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    loss, accuracy, rate = figure.subplots(1, 3)
-
-    def line(axes: Any, name: str, label: str, colour: str, factor: float = 1.0) -> None:
-        points = [(record["epoch"], record[name] * factor) for record in records if record.get(name) is not None]
-        if points:
-            marker = "o" if len(points) <= 40 else None
-            axes.plot(*zip(*points), label=label, color=colour, marker=marker, markersize=3, linewidth=1.6)
-
-    line(loss, "loss", "training", "#4269d0")
-    line(loss, "val_loss", "validation", "#ff725c")
-    loss.set_yscale("log")
-    loss.set_title("Loss")
-    line(accuracy, "top1", "top-1", "#ff725c", 100)
-    line(accuracy, "top5", "top-5", "#efb118", 100)
-    accuracy.set_title("Validation accuracy, %")
-    line(rate, "lr", "at the epoch's end", "#3ca951")
-    rate.set_title("Learning rate")
-    scored = [record for record in records if record.get("top1") is not None]
-    if scored:
-        best = max(scored, key=lambda record: record["top1"])
-        accuracy.axhline(best["top1"] * 100, color="#ff725c", linewidth=0.8, linestyle=":")
-        accuracy.set_title(f"Validation accuracy, % (best top-1 {best['top1']:.2%} in epoch {best['epoch']})")
-    for axes in (loss, accuracy, rate):
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.lines:
-            axes.legend(frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary)

@@ -1,0 +1,122 @@
+"""The curves of a run: loss, accuracy and learning rate over its epochs, from the records of metrics.jsonl."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from src.files import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRAINING, VALIDATION, TOP5, RATE, AVERAGED = "#4269d0", "#ff725c", "#efb118", "#3ca951", "#a463f2"
+_MARKED = 40  # epochs up to which each has a mark
+_POINTS = 2000  # of the learning rate's curve, at most
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, an epoch each; lines that are no record are left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+            records.append(record)
+    return records
+
+
+def draw_curves(records: list[dict[str, Any]], path: Path, rates: Optional["np.ndarray"] = None) -> None:
+    """Draw the curves to a PNG; see `plot_curves`."""
+    with atomic_write(path) as temporary:
+        plot_curves(records, rates).savefig(temporary)
+
+
+def plot_curves(records: list[dict[str, Any]], rates: Optional["np.ndarray"] = None) -> "Figure":
+    """Loss, accuracy and learning rate side by side.
+
+    Top-5 is left out where it is 100 % throughout, as it must be with five classes or fewer.
+
+    Args:
+        records: an epoch each: epoch (from 1), step (updates until its end), lr (at its end), and what is there of
+            loss, val_loss, top1, top5, ema_val_loss, ema_top1. Values that are no finite numbers are left out.
+        rates: the learning rate of every update of the run, from its first epoch on: then the schedule is drawn in
+            full, with warmup and with what is still to come.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    loss, accuracy, rate = figure.subplots(1, 3)
+
+    loss.set_title("Loss")
+    _line(loss, records, "loss", "training", TRAINING)
+    _line(loss, records, "val_loss", "validation", VALIDATION)
+    _line(loss, records, "ema_val_loss", "validation, averaged weights", AVERAGED)
+    drawn = [value for line in loss.lines for value in line.get_ydata()]
+    if drawn and min(drawn) > 0 and max(drawn) > 3 * min(drawn):
+        loss.set_yscale("log")
+
+    accuracy.set_title("Validation accuracy, %")
+    _line(accuracy, records, "top1", "top-1" + _best(records, "top1"), VALIDATION, 100)
+    _line(accuracy, records, "ema_top1", "averaged weights" + _best(records, "ema_top1"), AVERAGED, 100)
+    if any(value < 1 for _, value in _points(records, "top5")):
+        _line(accuracy, records, "top5", "top-5", TOP5, 100)
+
+    rate.set_title("Learning rate")
+    last = records[-1] if records else {}
+    if rates is not None and len(rates) and last.get("step"):
+        _schedule(rate, rates, int(last["step"]), last["step"] / last["epoch"])
+    else:
+        _line(rate, records, "lr", "at the epoch's end", RATE)
+
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.dataLim.width == 0:  # one epoch: a point
+            axes.set_xlim(axes.dataLim.x0 - 0.5, axes.dataLim.x0 + 0.5)
+        if axes.lines:
+            axes.legend(frameon=False)
+        else:
+            axes.text(0.5, 0.5, "nothing recorded", ha="center", va="center", color="grey", transform=axes.transAxes)
+    return figure
+
+
+def _points(records: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    pairs = [(record["epoch"], record.get(name)) for record in records]
+    return [(epoch, value) for epoch, value in pairs if isinstance(value, (int, float)) and math.isfinite(value)]
+
+
+def _line(axes: "Axes", records: list[dict[str, Any]], name: str, label: str, colour: str, factor: float = 1.0) -> None:
+    points = [(epoch, value * factor) for epoch, value in _points(records, name)]
+    if points:
+        marker = "o" if len(points) <= _MARKED else None
+        axes.plot(*zip(*points), label=label, color=colour, marker=marker, markersize=3.5, linewidth=1.6)
+
+
+def _best(records: list[dict[str, Any]], name: str) -> str:
+    """Where a curve is highest, for its legend."""
+    points = _points(records, name)
+    if not points:
+        return ""
+    epoch, value = max(points, key=lambda point: point[1])
+    return f" (best {value:.2%}, epoch {epoch})"
+
+
+def _schedule(axes: "Axes", rates: "np.ndarray", done: int, updates: float) -> None:
+    """The learning rate of every update: those done, and those to come in a paler line."""
+    import numpy as np
+
+    shown = np.unique(np.linspace(0, len(rates) - 1, min(len(rates), _POINTS)).astype(int))
+    behind, ahead = shown[shown < done], shown[shown >= done - 1]
+    if len(ahead) > 1:
+        axes.plot(ahead / updates, rates[ahead], label="to come", color=RATE, alpha=0.35, linewidth=1.6)
+    marker = "o" if len(behind) == 1 else None
+    axes.plot(behind / updates, rates[behind], label="of every update", color=RATE, marker=marker, linewidth=1.6)
