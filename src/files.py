@@ -1,5 +1,6 @@
 """The one way in which files reach the disk, whole or not at all, and in which small ones are read: bounded."""
 
+import errno
 import glob
 import json
 import os
@@ -80,7 +81,7 @@ def open_regular(path: Union[str, Path]):
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(0, "is a folder" if stat.S_ISDIR(mode) else "is no regular file", str(path))
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR)) if stat.S_ISDIR(mode) else OSError(0, "no regular file")
     return os.fdopen(descriptor, "rb")
 
 

@@ -14,9 +14,10 @@ from mindspore import Tensor
 from src.errors import UserError
 from src.models import create_model
 from src.trainers.checkpoint import save_weights
-from src.weights import load as weights_module
 from src.weights.convert import convert, parameter_shapes
-from src.weights.load import load_pretrained, read_weights, write_weights
+from src.weights.formats import WRAPPER_KEYS, read_weights, write_weights
+from src.weights.load import load_pretrained
+from src.weights.names import torch_name
 from tests.golden import weights as golden
 
 ARCH = "DDRNet23Slim"
@@ -145,7 +146,73 @@ def test_reading_a_damaged_checkpoint_prints_nothing(tmp_path, capfd):
 def test_an_unknown_ending_gives_the_known_ones(tmp_path):
     for function, arguments in ((read_weights, ()), (write_weights, ({},))):
         message = error_of(function, str(tmp_path / "a.h5"), *arguments)
-        assert all(suffix in message for suffix in (*FORMATS, ".pt", "a.h5"))
+        assert all(suffix in message for suffix in (*FORMATS, ".pt", ".bin", ".pth.tar", "a.h5"))
+
+
+@pytest.mark.parametrize("ending", [".pth.tar", ".bin", ".PTH", ".Pt", ".CKPT", ".SafeTensors", ".PTH.TAR"])
+def test_the_usual_endings_are_known_in_capitals_too(tmp_path, ending):
+    skip_without_torch(".pth")
+    path = str(tmp_path / f"a{ending}")
+    arrays = {"a.weight": golden.images(shape=(2, 3))}
+    write_weights(path, arrays)
+    assert same(read_weights(path), arrays)
+    assert [entry.name for entry in tmp_path.iterdir()] == [f"a{ending}"]
+
+
+def test_pipes_devices_and_huge_files_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.pth")
+    (tmp_path / "b.ckpt").symlink_to("/dev/zero")
+    with (tmp_path / "c.safetensors").open("wb") as file:
+        file.truncate(5 << 30)
+    assert "no regular file" in error_of(read_weights, str(tmp_path / "a.pth"))
+    assert "no regular file" in error_of(read_weights, str(tmp_path / "b.ckpt"))
+    assert "4 GB" in error_of(read_weights, str(tmp_path / "c.safetensors"))
+
+
+def checkpoint_of(tensor_type="Float32", dims=(2,), content=bytes(8), tag="a.weight"):
+    from mindspore.train.checkpoint_pb2 import Checkpoint
+
+    checkpoint = Checkpoint()
+    record = checkpoint.value.add()
+    record.tag = tag
+    record.tensor.tensor_type, record.tensor.tensor_content = tensor_type, content
+    record.tensor.dims.extend(dims)
+    return checkpoint.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"tensor_type": ","}, "numbers of type ,"),
+        ({"tensor_type": "O"}, "numbers of type O"),
+        ({"tensor_type": "float32"}, "numbers of type float32"),
+        ({"dims": (3,)}, "has not the 3 numbers"),
+        ({"dims": (-1,)}, "has not the -1 numbers"),
+        ({"dims": (1 << 62, 4)}, "has not the"),
+        ({"dims": (1,) * 100_000}, "has not the 1x1"),
+        ({"content": b"\0" * 7}, "has not the 2 numbers"),
+        ({"tag": "x" * 10_000_000, "dims": (3,)}, "has not the 3 numbers"),
+        ({"tag": "a\nerror: b", "dims": (3,)}, "a\\nerror: b"),
+    ],
+)
+def test_rubbish_in_a_checkpoint_s_record_is_one_short_line(tmp_path, keys, said):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(checkpoint_of(**keys))
+    message = error_of(read_weights, str(path))
+    assert said in message
+    assert len(message) < len(str(path)) + 400
+
+
+@pytest.mark.parametrize(("kind", "numbers"), [("BF16", [1.0, -2.5]), ("F16", [1.0, -2.5]), ("F8_E4M3", None)])
+def test_safetensors_of_every_type_are_read_or_named(tmp_path, kind, numbers):
+    content = {"BF16": "803f20c0", "F16": "003c00c1", "F8_E4M3": "3840"}[kind]
+    head = f'{{"a.weight":{{"dtype":"{kind}","shape":[2],"data_offsets":[0,{len(content) // 2}]}}}}'.encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes.fromhex(content))
+    if numbers is None:
+        assert "a.weight has numbers of type F8_E4M3" in error_of(read_weights, str(path))
+    else:
+        assert read_weights(str(path))["a.weight"].tolist() == numbers
 
 
 # PyTorch files
@@ -192,8 +259,8 @@ def test_a_file_of_no_state_dict_is_refused(tmp_path):
     path = tmp_path / "a.pth"
     torch.save([torch.ones(2)], path)
     assert "state dict" in error_of(read_weights, str(path))
-    torch.save({"epoch": 3}, path)
-    assert "holds no weights" in error_of(read_weights, str(path))
+    torch.save({"epoch": 3, "optimizer": {"state": {}}, "lr\n": 0.1}, path)
+    assert "holds no weights; its keys are epoch, optimizer, lr\\n;" in error_of(read_weights, str(path))
 
 
 @pytest.mark.parametrize(
@@ -217,6 +284,148 @@ def test_a_state_dict_is_found_however_it_is_wrapped(tmp_path, wrap):
     cell = network("paper")
     assert load_pretrained(cell, str(tmp_path / "a.pth"), "paper") == []
     assert same(values(cell), golden_weights("paper"))
+
+
+def few_tensors():
+    import torch
+
+    return {"conv1.0.weight": torch.arange(6.0).reshape(2, 3), "linear.bias": torch.tensor([1.5, -2.0])}
+
+
+WRAPPED = {
+    **{key: lambda state, key=key: {"epoch": 3, key: state, "optimizer": {"state": {0: {}}}} for key in WRAPPER_KEYS},
+    "a key of one's own": lambda state: {"my_ddrnet": state, "epoch": 3},
+    "wrapped twice": lambda state: {"checkpoint": {"state_dict": state, "epoch": 3}, "best": 0.7},
+    "plain before averaged": lambda state: {
+        "state_dict_ema": {name: value + 1 for name, value in state.items()},
+        "state_dict": state,
+    },
+    **{
+        f"prefix {prefix}": lambda state, prefix=prefix: {prefix + name: value for name, value in state.items()}
+        for prefix in (
+            "module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "module.module.",
+            "_orig_mod.module.", "module._orig_mod.model.", "ddrnet.", "my.own.net.",
+        )
+    },
+    "prefix of some": lambda state: {
+        ("module.backbone." if name.startswith("conv1") else "module.") + name: value for name, value in state.items()
+    },
+    "averaged model": lambda state: {"n_averaged": 7 + 0 * state["linear.bias"][0].long(), **{
+        f"module.{name}": value for name, value in state.items()
+    }},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_weights_that_people_have_are_found(tmp_path, wrap):
+    torch = pytest.importorskip("torch")
+    torch.save(wrap(few_tensors()), tmp_path / "a.pth")
+    found = {name: array.tolist() for name, array in read_weights(str(tmp_path / "a.pth")).items()}
+    found.pop("n_averaged", None)
+    assert found == {"conv1.0.weight": [[0, 1, 2], [3, 4, 5]], "linear.bias": [1.5, -2]}
+
+
+def test_names_that_would_become_one_stay_apart(tmp_path):
+    torch = pytest.importorskip("torch")
+    two = {f"{prefix}.{name}": value for prefix in ("net", "model") for name, value in few_tensors().items()}
+    torch.save(two, tmp_path / "a.pth")
+    assert set(read_weights(str(tmp_path / "a.pth"))) == set(two)
+
+
+@pytest.mark.parametrize("kind", ["parameters", "numpy", "strided", "double", "legacy"])
+def test_weights_are_read_however_they_were_saved(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    import pathlib
+    import random
+
+    state = few_tensors()
+    if kind == "parameters":
+        content = {name: torch.nn.Parameter(value) for name, value in state.items()}
+    elif kind == "numpy":
+        content = {
+            "state_dict": state, "best_acc": np.float64(0.5), "epoch": np.int64(3), "confusion": np.eye(3),
+            "rng": np.random.get_state(), "python": random.getstate(), "path": pathlib.Path("a"),  # noqa: NPY002
+            "type": np.dtype("f4"),
+        }  # fmt: skip
+    elif kind == "strided":
+        content = {name: value.repeat_interleave(2, -1)[..., ::2] for name, value in state.items()}
+    elif kind == "double":
+        content = {name: value.double() for name, value in state.items()}
+    else:
+        content = state
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=kind != "legacy")
+    arrays = read_weights(str(tmp_path / "a.pth"))
+    assert {name: array.tolist() for name, array in arrays.items()} == {k: v.tolist() for k, v in state.items()}
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+
+
+ODD = {
+    "sparse": (lambda torch: torch.eye(3).to_sparse(), "sparse_coo tensor of float32"),
+    "csr": (lambda torch: torch.eye(3).to_sparse_csr(), "sparse_csr tensor"),
+    "meta": (lambda torch: torch.empty(3, device="meta"), "meta tensor"),
+    "quantized": (lambda torch: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantized tensor"),
+    "float8": (lambda torch: torch.ones(3).to(torch.float8_e4m3fn), "type float8_e4m3fn"),
+    "expanded": (lambda torch: torch.ones(1).half().expand(3 * 10**9), "declares 3000000000 numbers, more than"),
+    "shared": (lambda torch: torch.ones(1 << 20).expand(1 << 10, 1 << 20), "more than the file holds"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ODD)
+def test_a_tensor_that_holds_no_plain_numbers_is_named(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    make, said = ODD[kind]
+    torch.save({"a.weight": make(torch)}, tmp_path / "a.pth")
+    message = error_of(read_weights, str(tmp_path / "a.pth"))
+    assert "a.weight" in message
+    assert said in message
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_conjugate_and_negated_tensors_are_resolved(tmp_path):
+    torch = pytest.importorskip("torch")
+    numbers = torch.tensor([1 + 2j, 3 - 4j])
+    torch.save({"a": numbers.conj(), "b": torch._neg_view(torch.ones(2))}, tmp_path / "a.pth")
+    arrays = read_weights(str(tmp_path / "a.pth"))
+    assert arrays["a"].tolist() == [1 - 2j, 3 + 4j]
+    assert arrays["b"].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("how", ["encrypted", "bomb", "deflated", "lzma", "directory"])
+def test_a_zip_that_is_damaged_encrypted_or_a_bomb_is_one_line(tmp_path, how):
+    torch = pytest.importorskip("torch")
+    import zipfile
+
+    torch.save(few_tensors(), tmp_path / "a.pth")
+    path = tmp_path / "b.pth"
+    packing = zipfile.ZIP_LZMA if how == "lzma" else zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(path, "w", packing) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+        if how == "bomb":
+            new.writestr("archive/data/9", bytes(100_000_000))
+    content = bytearray(path.read_bytes())
+    if how == "encrypted":
+        for mark, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+            start = content.find(mark)
+            while start >= 0:
+                content[start + offset] |= 1
+                start = content.find(mark, start + 1)
+    start, end = (30, 400) if how != "directory" else (content.find(b"PK\1\2"), len(content))
+    said = {"encrypted": "is encrypted", "bomb": "unpacks to"}.get(how, "damaged")
+    for place in range(start, end, 7) if how not in ("encrypted", "bomb") else [0]:
+        damaged = bytearray(content)
+        if how not in ("encrypted", "bomb"):
+            damaged[place] ^= 0x55
+        path.write_bytes(damaged)
+        try:
+            read_weights(str(path))
+        except UserError as error:
+            assert str(error).startswith(str(path))
+            if how in ("encrypted", "bomb"):
+                assert said in str(error)
+        else:
+            assert how not in ("encrypted", "bomb")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -290,7 +499,7 @@ def test_missing_surplus_and_misshapen_parameters_are_listed_and_nothing_is_load
 
 def test_errors_use_the_names_of_the_file(tmp_path):
     path = str(tmp_path / "a.safetensors")
-    arrays = {weights_module.torch_name(name): array for name, array in golden_weights().items()}
+    arrays = {torch_name(name): array for name, array in golden_weights().items()}
     del arrays["layer1.0.bn1.running_mean"], arrays["layer1.0.bn2.weight"]
     write_weights(path, arrays)
     assert "2 missing (layer1.0.bn1.running_mean, layer1.0.bn2.weight)" in error_of(load_pretrained, network(), path)

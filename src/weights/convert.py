@@ -15,18 +15,12 @@ import numpy as np
 
 from src.errors import UserError, run
 from src.models import ARCHITECTURES, FLAVOURS, create_model
-from src.weights.load import (
-    STEM_BIASES,
-    TORCH_COUNTER,
-    flavour_of,
-    match_weights,
-    read_weights,
-    torch_name,
-    write_weights,
-)
+from src.weights.formats import SUFFIXES, read_weights, suffix_of, write_weights
+from src.weights.names import STEM_BIASES, TORCH_COUNTER, flavour_of, match_weights, torch_name
 
 log = logging.getLogger(__name__)
 
+MOST_CLASSES = 1_000_000  # more is no classifier but a damaged file
 CLASSIFIER_ONLY = ("down5.", "last_layer.", "linear.")
 BORDERS = {
     "paper": "3x3 convolutions of stride 2 padded on every side, upsampling with half-pixel centres",
@@ -42,7 +36,7 @@ def convert(source: str, target: str, flavour: str = "", backbone: bool = False)
     upsamples is no weight and is not converted; the log says so.
 
     Args:
-        source: .ckpt, .safetensors, .pth or .pt.
+        source: ends in one of `SUFFIXES`.
         target: likewise; .ckpt gets MindSpore's names, the others PyTorch's.
         flavour: of the weights in `target`, a key of `FLAVOURS`; "": the paper's for PyTorch, whose DDRNets all have
             stem biases, and as they are for MindSpore.
@@ -55,12 +49,12 @@ def convert(source: str, target: str, flavour: str = "", backbone: bool = False)
     """
     if backbone and flavour == "zoo":
         raise UserError("--flavour zoo: segmentation networks are of the paper's; leave it out beside --backbone")
+    to_torch = suffix_of(target, "written to") != ".ckpt"
     arrays = read_weights(source)
     arch, found, num_classes = identify(arrays)
     weights = match_weights(arrays, parameter_shapes(arch, found, num_classes), source)
     log.info("%s: %s, the %s's flavour, %d classes, %d parameters", source, arch, found, num_classes, len(weights))
 
-    to_torch = not target.endswith(".ckpt")
     wanted = flavour or ("paper" if to_torch or backbone else found)
     if wanted != found:
         weights = to_zoo(weights) if wanted == "zoo" else to_paper(weights)
@@ -87,7 +81,8 @@ def identify(arrays: Mapping[str, np.ndarray]) -> tuple[str, str, int]:
         stages = all(f"layer{part}.0.conv1.weight" in arrays for part in architecture.third)
         if stages and stem is not None and stem.shape[:1] == (architecture.planes,):
             arch = name
-    return arch, flavour_of(arrays), 1000 if head is None or head.ndim != 2 else len(head)
+    known = head is not None and head.ndim == 2 and 0 < len(head) <= MOST_CLASSES
+    return arch, flavour_of(arrays), len(head) if known else 1000
 
 
 def parameter_shapes(arch: str, flavour: str, num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -153,8 +148,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m src.weights.convert", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--from", dest="source", metavar="FILE", required=True, help=".ckpt, .safetensors, .pth or .pt")
-    parser.add_argument("--to", dest="target", metavar="FILE", required=True, help=".ckpt, .safetensors, .pth or .pt")
+    parser.add_argument("--from", dest="source", metavar="FILE", required=True, help=", ".join(SUFFIXES))
+    parser.add_argument("--to", dest="target", metavar="FILE", required=True, help=", ".join(SUFFIXES))
     parser.add_argument(
         "--flavour",
         choices=list(FLAVOURS),

@@ -1,0 +1,330 @@
+"""Files of weights: .ckpt (MindSpore), .safetensors, and PyTorch's .pth, .pt, .bin and .pth.tar, read and written.
+
+A file is read as data: no reader runs code that stands in it, and none allocates what the file only declares.
+"""
+
+import logging
+import re
+import warnings
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from src.errors import UserError, printable
+from src.files import atomic_write, open_regular, read_bytes
+from src.weights.names import listed, without_wrappers
+
+_log = logging.getLogger(__name__)
+
+SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
+LARGEST = 4 << 30  # bytes of a file; DDRNet39 with an optimizer's two moments and averaged weights is 0.7 GB
+
+# Under which of its keys a PyTorch file has the weights, the first that it has; averaged ones only where there are no
+# others.
+WRAPPER_KEYS = (
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",
+    "net_state_dict", "network_state_dict", "checkpoint", "state_dict_ema", "model_ema", "ema_state_dict", "ema",
+    "params_ema",
+)  # fmt: skip
+
+_NUMBERS = {  # MindSpore's names of the types of numbers
+    "Bool": np.bool_, "Int8": np.int8, "UInt8": np.uint8, "Int16": np.int16, "UInt16": np.uint16, "Int32": np.int32,
+    "UInt32": np.uint32, "Int64": np.int64, "UInt64": np.uint64, "Float16": np.float16, "Float32": np.float32,
+    "Float64": np.float64, "BFloat16": np.uint16,
+}  # fmt: skip
+_SAFETENSORS = {
+    "BOOL": "Bool", "I8": "Int8", "U8": "UInt8", "I16": "Int16", "U16": "UInt16", "I32": "Int32", "U32": "UInt32",
+    "I64": "Int64", "U64": "UInt64", "F16": "Float16", "F32": "Float32", "F64": "Float64", "BF16": "BFloat16",
+}  # fmt: skip
+
+
+def read_weights(path: str) -> dict[str, np.ndarray]:
+    """Every array of a file, under the names that it has there, without what wrappers put before them.
+
+    A PyTorch file may hold its weights as they are or under one of the usual keys, `WRAPPER_KEYS`. It is read as
+    weights only, so that none can run code.
+
+    Args:
+        path: a file whose name ends in one of `SUFFIXES`, in capitals or not.
+
+    Raises:
+        UserError: the file is missing, damaged, holds no weights, or would run code; or it needs PyTorch, which is not
+            installed.
+    """
+    suffix = suffix_of(path, "read from")
+    try:
+        with open_regular(path) as file:
+            start = file.read(4)
+            size = file.seek(0, 2)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if size == 0:
+        raise UserError(f"{path}: the file is empty")
+    if size > LARGEST:
+        raise UserError(f"{path}: is larger than {LARGEST >> 30} GB; no DDRNet's weights are")
+    if suffix == ".ckpt" and start == b"PK\3\4":  # PyTorch Lightning's ending is .ckpt too
+        suffix = ".pth"
+    arrays = _READERS.get(suffix, _read_torch)(Path(path))
+    if not arrays:
+        raise UserError(f"{path}: holds no weights")
+    bare = without_wrappers(arrays)
+    return {bare[name]: array for name, array in arrays.items()}
+
+
+def write_weights(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays under their names, atomically, in the format that the end of `path` says.
+
+    Raises:
+        UserError: `path` has another end, cannot be written, or needs PyTorch, which is not installed.
+    """
+    write = _WRITERS.get(suffix_of(path, "written to"), _write_torch)
+    arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+    with atomic_write(path) as temporary:
+        write(temporary, arrays)
+
+
+def suffix_of(path: str, done: str = "read from") -> str:
+    """The one of `SUFFIXES` that a path ends in.
+
+    Raises:
+        UserError: it ends in none of them.
+    """
+    suffix = next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), None)
+    if suffix is None:
+        raise UserError(f"{path}: weights are {done} files ending in {', '.join(SUFFIXES)}")
+    return suffix
+
+
+def _read_ckpt(file: Path) -> dict[str, np.ndarray]:
+    # mindspore.load_checkpoint trusts the sizes that a damaged file gives, and reads beyond the data.
+    from google.protobuf.message import DecodeError
+    from mindspore.train.checkpoint_pb2 import Checkpoint
+
+    foreign = f"{file}: truncated, damaged, or not a MindSpore checkpoint"
+    content = read_bytes(file, LARGEST)
+    if content[-17:-10] == b"crc_num":
+        content, checksum = content[:-17], int.from_bytes(content[-10:], "big")
+        if zlib.crc32(content) != checksum:
+            raise UserError(f"{file}: damaged: its checksum does not match")
+    try:
+        records = Checkpoint.FromString(content).value
+    except DecodeError as error:
+        raise UserError(foreign) from error
+    tensors, pieces = {}, defaultdict(list)
+    for record in records:
+        tensors[record.tag] = record.tensor
+        pieces[record.tag].append(record.tensor.tensor_content)  # MindSpore cuts what is large into records of one name
+    arrays = {}
+    for name, tensor in tensors.items():
+        if tensor.tensor_type in ("", "str"):
+            continue
+        shape = () if list(tensor.dims) == [0] else tuple(tensor.dims[:33])
+        arrays[name] = _array(b"".join(pieces[name]), tensor.tensor_type, shape, f"{file}: damaged: {_short(name)}")
+    if not arrays:
+        raise UserError(foreign)
+    return arrays
+
+
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    import safetensors
+
+    try:
+        tensors = safetensors.deserialize(read_bytes(file, LARGEST))
+    except Exception as error:  # SafetensorError, and a panic of the Rust library on some damaged headers
+        raise UserError(f"{file}: damaged, or not a safetensors file") from error
+    arrays = {}
+    for name, tensor in tensors:
+        kind = tensor["dtype"]
+        if kind not in _SAFETENSORS:
+            raise UserError(f"{file}: {_short(name)} has numbers of type {_short(kind)}; store the weights as float32")
+        where = f"{file}: damaged: {_short(name)}"
+        arrays[name] = _array(bytes(tensor["data"]), _SAFETENSORS[kind], tuple(tensor["shape"]), where)
+    return arrays
+
+
+def _array(content: bytes, kind: str, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """An array of a file's bytes; `kind` is a key of `_NUMBERS`."""
+    if kind not in _NUMBERS:
+        raise UserError(f"{where} has numbers of type {_short(kind)}, which are not known")
+    try:
+        numbers = np.frombuffer(content, _NUMBERS[kind])
+        if any(length < 0 for length in shape):
+            raise ValueError("a negative length")
+        numbers = numbers.reshape(shape)
+    except ValueError as error:
+        lengths = _short("x".join(map(str, shape)) or "scalar")
+        raise UserError(f"{where} has not the {lengths} numbers that it should have") from error
+    return (numbers.astype(np.uint32) << 16).view(np.float32) if kind == "BFloat16" else numbers
+
+
+def _read_torch(file: Path) -> dict[str, np.ndarray]:
+    torch = _torch(file)
+    room = _check_zip(file) or file.stat().st_size
+    try:
+        with warnings.catch_warnings(), _stand_ins(torch):
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged bytes the unpickler raises whatever they lead it to
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted:
+            raise UserError(
+                f"{file}: refused: reading it would run code ({_short(wanted[1])}), and only plain weights are read; "
+                "write it with torch.save(network.state_dict(), ...)"
+            ) from error
+        if "TorchScript" in str(error):
+            raise UserError(f"{file}: refused: a TorchScript program, not plain weights") from error
+        raise UserError(f"{file}: damaged, or not a PyTorch file") from error
+    tensors = _state_dict(content, torch, file)
+    arrays = {}
+    room = 4 * room + (1 << 20)  # float16 doubles, and tensors may share memory; far more is an expanded tensor
+    for name, tensor in tensors.items():
+        room -= max(4, tensor.element_size()) * tensor.numel()
+        if room < 0:
+            raise UserError(f"{file}: {_short(name)} declares {tensor.numel()} numbers, more than the file holds")
+        arrays[name] = _to_numpy(tensor, torch, f"{file}: {_short(name)}")
+    return arrays
+
+
+def _check_zip(file: Path) -> int:
+    """The bytes that a zip archive holds, after a check of every member's checksum; 0 where the file is none."""
+    damaged = f"{file}: damaged, or not a PyTorch file"
+    try:
+        if not zipfile.is_zipfile(file):
+            return 0
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if any(member.flag_bits & 1 for member in members):
+                raise UserError(f"{file}: is encrypted; only plain weights are read")
+            size = sum(member.file_size for member in members)
+            if size > 10 * file.stat().st_size + (1 << 20):  # torch.save does not compress, and weights hardly shrink
+                raise UserError(f"{file}: unpacks to {size} bytes, more than weights in such a file can be")
+            bad = archive.testzip()
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, zlib and lzma raise a dozen kinds of errors on damaged bytes
+        raise UserError(damaged) from error
+    if bad:
+        raise UserError(f"{file}: damaged: the checksum of {_short(bad)} does not match")
+    return size
+
+
+class _Beside:
+    """Stands in for what people keep beside the weights, such as a NumPy scalar: holds nothing, does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Beside":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+_BESIDE = (
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct", "numpy.dtype", "numpy.ndarray", "numpy.random.__RandomState_ctor",
+    "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", "pathlib.PosixPath", "pathlib.WindowsPath",
+    "pathlib._local.PosixPath", "datetime.datetime", "datetime.timedelta", "datetime.date",
+    "argparse.Namespace",  # timm's checkpoints hold their command line in one
+)  # fmt: skip
+
+
+def _stand_ins(torch: Any) -> Any:
+    """A context in which PyTorch reads what people keep beside the weights, as objects that do nothing."""
+    admit = getattr(torch.serialization, "safe_globals", None)
+    if admit is None:  # before PyTorch 2.5
+        return nullcontext()
+    classes = []
+    for path in _BESIDE:
+        module, _, name = path.rpartition(".")
+        classes.append(type(name, (_Beside,), {"__module__": module, "__qualname__": name}))
+    return admit(classes)
+
+
+def _state_dict(content: Any, torch: Any, file: Path) -> dict[str, Any]:
+    """The tensors of a PyTorch file, wherever it keeps them."""
+    for _ in range(4):  # wrappers may be wrapped
+        if not isinstance(content, dict):
+            raise UserError(f"{file}: must hold a state dict, not a {_short(type(content).__name__)}")
+        held = [key for key in WRAPPER_KEYS if _tensors(content.get(key), torch)]
+        others = [key for key, value in content.items() if _tensors(value, torch)]
+        inner: Optional[Any] = held[0] if held else None
+        if inner is None and not _tensors(content, torch):
+            deeper = [key for key in WRAPPER_KEYS if isinstance(content.get(key), dict)]
+            inner = others[0] if len(others) == 1 else next(iter(deeper), None)
+        if inner is None:
+            break
+        if len(held) > 1:
+            _log.info("%s: the weights under %s are read, not those under %s", file, inner, ", ".join(held[1:]))
+        content = content[inner]
+    tensors = _tensors(content, torch)
+    if not tensors:
+        keys = f"; its keys are {listed(map(str, content))}" if content else ""
+        raise UserError(f"{file}: holds no weights{keys}; write it with torch.save(network.state_dict(), ...)")
+    return tensors
+
+
+def _tensors(value: Any, torch: Any) -> dict[str, Any]:
+    """The tensors directly in a dict, by name; none where it is no dict."""
+    if not isinstance(value, dict):
+        return {}
+    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _to_numpy(tensor: Any, torch: Any, where: str) -> np.ndarray:
+    """A tensor's numbers; those of floating point as float32, but float64 as it is."""
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        what = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else str(tensor.layout)
+        raise UserError(f"{where} is a {_short(what)} tensor of {kind}; store plain float32 tensors")
+    if tensor.is_floating_point() and tensor.dtype not in kinds:
+        raise UserError(f"{where} has numbers of type {kind}; store the weights as float32")
+    try:
+        plain = tensor.detach().resolve_conj().resolve_neg()
+        return (plain.float() if tensor.dtype in kinds else plain).numpy()
+    except Exception as error:  # nested tensors, subclasses, types that NumPy lacks
+        raise UserError(f"{where} is a tensor of {kind} that cannot be read; store plain float32 tensors") from error
+
+
+def _write_ckpt(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    import mindspore as ms
+
+    values = [{"name": name, "data": ms.Tensor(array)} for name, array in arrays.items()]
+    written = file if file.suffix == ".ckpt" else Path(f"{file}.ckpt")  # MindSpore writes to no other ending
+    ms.save_checkpoint(values, str(written), crc_check=True)
+    written.replace(file)
+
+
+def _write_safetensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(dict(arrays), file, metadata={"format": "pt"})
+
+
+def _write_torch(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    torch = _torch(file)
+    torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, file)
+
+
+def _torch(file: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{file}: {file.suffix} files need PyTorch: pip install torch, or use .safetensors") from error
+    return torch
+
+
+def _short(text: Any) -> str:
+    return printable(text, 80)
+
+
+_READERS = {".ckpt": _read_ckpt, ".safetensors": _read_safetensors}
+_WRITERS = {".ckpt": _write_ckpt, ".safetensors": _write_safetensors}
