@@ -63,7 +63,7 @@ def stages(batches: TrainBatches, images: int) -> dict[str, float]:
     targets = timed("batch", batches.targets, [(batches.samples.labels[:images],)])[0]
     mixup = Mixup(config.mix_up, config.cutmix, config.mixup_prob, config.switch_prob, config.mixup_mode)
     parts = [slice(first, first + config.batch_size) for first in range(0, images, config.batch_size)]
-    mixes = [mixup.draw(config.batch_size, 1, out.shape[2:], np.random.default_rng(i)) for i in range(len(parts))]
+    mixes = [mixup.draw(config.batch_size, out.shape[2:], np.random.default_rng(i)) for i in range(len(parts))]
     timed("mix", mixup.apply, [(out[part], targets[part], mix) for part, mix in zip(parts, mixes)])
     return {name: round(1000 * value / images, 3) for name, value in seconds.items()}
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from src.data.augment.auto_augment import create_auto_augment
+from src.augment_spec import parse_spec
 from src.errors import UserError
 from src.models.architectures import ARCHITECTURES, FLAVOURS
 
@@ -66,9 +66,12 @@ class Config(BaseModel):
     re_count: Positive = key(1, "random erasing: the most boxes an image")
     mix_up: NotNegative = key(0.8, "MixUp alpha; 0: off")
     cutmix: NotNegative = key(1.0, "CutMix alpha; 0: off")
-    mixup_prob: Share = key(1.0, "probability of mixing a batch (or, with pair and elem, a sample)")
+    mixup_prob: Share = key(1.0, "probability of mixing a group (or, with pair and elem, a pair or sample)")
     switch_prob: Share = key(0.5, "probability of CutMix where both are on")
-    mixup_mode: Literal["batch", "pair", "elem"] = key("batch", "one lambda a batch, a pair, or a sample")
+    mixup_mode: Literal["batch", "pair", "elem"] = key("batch", "one lambda a group, a pair, or a sample")
+    mixup_group: Annotated[int, Field(ge=2, multiple_of=2)] = key(
+        512, "images that share a draw of MixUp or CutMix, over all devices; more than a global batch has: one draw"
+    )
     mixup_off_epoch: Count = key(0, "mix in epochs 1 to n only; 0: in all")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = key(0.1, "share of a target spread over all classes")
     num_parallel_workers: Positive = key(16, "decoding and augmentation threads a device")
@@ -89,11 +92,11 @@ class Config(BaseModel):
     weight_decay: NotNegative = key(1e-4, "weight decay; none on biases and batch norm")
     base_lr: Annotated[float, Field(gt=0)] = key(0.1, "learning rate after warmup, for a global batch of 256")
     warmup_lr: NotNegative = key(1e-6, "learning rate at the start of warmup, for a global batch of 256")
-    min_lr: NotNegative = key(1e-5, "learning rate at the end of cosine_lr, for a global batch of 256")
+    min_lr: NotNegative = key(1e-5, "cosine_lr: learning rate at the end; else its floor; for a global batch of 256")
     lr_scheduler: Literal["cosine_lr", "multistep_lr", "exp_lr", "constant_lr"] = key("cosine_lr", "after warmup")
-    warmup_length: Count = key(10, "epochs of linear warmup")
+    warmup_length: Count = key(10, "epochs of linear warmup; multistep_lr has none")
     lr_adjust: Positive = key(30, "multistep_lr: epochs between two steps")
-    lr_gamma: Annotated[float, Field(gt=0, le=1)] = key(0.1, "factor a step (multistep_lr) or an epoch (exp_lr)")
+    lr_gamma: Annotated[float, Field(gt=0, le=1)] = key(0.97, "factor a step (multistep_lr) or an epoch (exp_lr)")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = key(0.0, "averaged weights: share that stays a step; 0: off")
     clip_global_norm: bool = key(True, "clip gradients by their global norm")
     clip_global_norm_value: Annotated[float, Field(gt=0)] = key(5.0, "the norm they are clipped to")
@@ -128,6 +131,17 @@ class Config(BaseModel):
     run_modelarts: bool = key(False, "data_url and train_url are object-store addresses on ModelArts")
     file_format: Literal["MINDIR", "AIR"] = key("MINDIR", "export: AIR only with an Ascend backend")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """What the model zoo's files and flags write: 0. for a whole number, 0 and 1 for a boolean."""
+        default = cls.model_fields[info.field_name].default
+        if isinstance(default, bool):
+            return bool(value) if type(value) in (int, float) and value in (0, 1) else value
+        if isinstance(default, int) and isinstance(value, float) and value.is_integer():
+            return int(value)
+        return value
+
     @field_validator("scale", "ratio")
     @classmethod
     def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
@@ -145,7 +159,7 @@ class Config(BaseModel):
     @field_validator("auto_augment")
     @classmethod
     def _known_spec(cls, value: str) -> str:
-        create_auto_augment(value)
+        parse_spec(value)
         return value
 
     @property

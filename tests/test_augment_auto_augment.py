@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.augment import auto_augment
+from src.data.augment import policies
 from src.data.augment.auto_augment import AugmentOp, create_auto_augment
 from src.errors import UserError
 from tests.photos import small_photos
@@ -236,7 +236,7 @@ def test_a_policy_has_25_pairs_and_draws_them_alike(kind):
 
 def test_the_papers_policy_in_its_own_words():
     """Sub-policies 0, 8, 13 and 18 of the AutoAugment paper's table for ImageNet."""
-    policy = auto_augment.POLICIES["original"]
+    policy = policies.POLICIES["original"]
     assert policy[0] == [("PosterizeOriginal", 0.4, 8), ("Rotate", 0.6, 9)]
     assert policy[8] == [("Rotate", 0.2, 3), ("Solarize", 0.6, 8)]
     assert policy[13] == [("Invert", 0.6, 4), ("Equalize", 1.0, 8)]

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from src.data.augment.mixup import Mixup, cut_box
+from src.data.augment.mixup import Mixup, cut_box, partners
 
 BATCH, CLASSES, SIZE = 8, 10, (20, 24)
 
@@ -23,7 +23,7 @@ def numbered():
 def mixed(seed, **keys):
     images, targets = numbered()
     mixup = Mixup(**keys)
-    mix = mixup.draw(BATCH, 1, SIZE, np.random.default_rng(seed))
+    mix = mixup.draw(BATCH, SIZE, np.random.default_rng(seed))
     mixup.apply(images, targets, mix)
     return images, targets, mix
 
@@ -73,7 +73,7 @@ def test_elem_pastes_from_the_unmixed_originals():
     for seed in range(30):
         images, targets = originals.copy(), numbered()[1]
         mixup = Mixup(mode="elem", prob=0.8)
-        mix = mixup.draw(BATCH, 1, SIZE, np.random.default_rng(seed))
+        mix = mixup.draw(BATCH, SIZE, np.random.default_rng(seed))
         mixup.apply(images, targets, mix)
         for i in range(BATCH):
             mine, other = originals[i].astype(float), originals[BATCH - 1 - i].astype(float)
@@ -90,7 +90,7 @@ def test_mixup_shares_are_beta(alpha):
     """Mean 1/2, variance 1 / (4 (2 alpha + 1)); the fourth moment bounds the error of the latter."""
     n, beta = 5000, np.random.default_rng(3)
     mixup = Mixup(mixup_alpha=alpha, cutmix_alpha=0, mode="elem")
-    shares = np.concatenate([mixup.draw(500, 1, SIZE, beta).share for _ in range(n // 500)])
+    shares = np.concatenate([mixup.draw(500, SIZE, beta).share for _ in range(n // 500)])
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(shares.mean() - 0.5) < 5 * math.sqrt(variance / n)
     assert abs(shares.var() - variance) < 5 * math.sqrt(variance**2 / n) * 1.5
@@ -108,7 +108,7 @@ def test_cutmix_is_chosen_with_switch_prob_and_batches_are_mixed_with_prob():
     mixup = Mixup(prob=0.6, switch_prob=0.3)
     cuts = blends = 0
     for _ in range(draws):
-        mix = mixup.draw(2, 1, SIZE, rng)
+        mix = mixup.draw(2, SIZE, rng)
         cuts += bool(mix.cut[0])
         blends += bool(not mix.cut[0] and mix.share[0] < 1)
     for count, share in ((cuts, 0.18), (blends, 0.42)):
@@ -117,24 +117,21 @@ def test_cutmix_is_chosen_with_switch_prob_and_batches_are_mixed_with_prob():
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
 @pytest.mark.parametrize("centre", [(0.0, 0.0), (0.5, 0.5), (0.999, 0.2)])
-def test_the_box_is_clipped_and_has_the_papers_size(share, centre):
+def test_the_box_is_clipped_and_has_the_size_of_the_authors_code(share, centre):
     height, width = 224, 200
     top, bottom, left, right = cut_box(share, (height, width), centre)
     for low, high, length, place in ((top, bottom, height, centre[0]), (left, right, width, centre[1])):
-        side, middle = int(length * math.sqrt(1 - share)), int(place * length)
-        inside = [x for x in range(middle - side // 2, middle - side // 2 + side) if 0 <= x < length]
+        half, middle = int(length * math.sqrt(1 - share)) // 2, int(place * length)
+        inside = [x for x in range(middle - half, middle + half) if 0 <= x < length]
         assert (low, high) == (inside[0], inside[-1] + 1) if inside else low >= high
 
 
-@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
-def test_the_draw_of_a_global_batch_does_not_depend_on_the_number_of_ranks(mode):
-    """A sample's own share is the same; which sample is its partner is its rank's affair."""
-    one = Mixup(mode=mode).draw(8, 1, SIZE, np.random.default_rng(5))
-    two = Mixup(mode=mode).draw(4, 2, SIZE, np.random.default_rng(5))
-    for ours, theirs in zip(one, two):
-        if mode == "pair":
-            ours, theirs = ours[:4], theirs[[0, 1, 4, 5]]
-        np.testing.assert_array_equal(ours, theirs)
+def test_pairs_flip_within_their_group_and_cover_every_image_once():
+    np.testing.assert_array_equal(partners(8, 8), [[0, 7], [1, 6], [2, 5], [3, 4]])
+    np.testing.assert_array_equal(partners(8, 512), partners(8, 8))
+    np.testing.assert_array_equal(partners(8, 4), [[0, 3], [1, 2], [4, 7], [5, 6]])
+    np.testing.assert_array_equal(partners(10, 4), [[0, 3], [1, 2], [4, 7], [5, 6], [8, 9]])
+    np.testing.assert_array_equal(np.sort(partners(4096, 512).ravel()), np.arange(4096))
 
 
 def test_a_batch_that_is_not_mixed_stays_as_it_is():

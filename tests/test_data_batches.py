@@ -13,6 +13,7 @@ import pytest
 
 from src.data import create_dataset, loader
 from src.data.augment.transforms import load_eval_image
+from src.data.imagenet import _TrainJob
 from src.errors import UserError
 from tests.photos import make_config, make_folder
 
@@ -165,24 +166,60 @@ def test_two_ranks_see_together_what_one_rank_sees(folder):
     same(one, joined)
 
 
-def test_shares_of_mixing_do_not_depend_on_the_ranks(folder):
-    """One class: with elem, a target is the share itself. Partner's and own share then sum to one on any rank."""
-    keys = {"cutmix": 0.0, "mixup_mode": "elem", "label_smoothing": 0.0}
-    whole = create_dataset(make_config(folder, batch_size=4, **keys), "train")
-    halves = [
-        create_dataset(make_config(folder, batch_size=2, device_num=2, **keys), "train", rank, 2) for rank in (0, 1)
-    ]
-    plain = create_dataset(make_config(folder, batch_size=4, **{**keys, "mix_up": 0.0}), "train")
-    checked = 0
-    for mixed, unmixed, *parts in zip(whole.epoch(1), plain.epoch(1), *(half.epoch(1) for half in halves)):
-        own = unmixed[1].argmax(1)
-        joined = np.concatenate([part[1] for part in parts])
-        for place, label in enumerate(own):
-            alone = own[3 - place] != label and own[place ^ 1] != label
-            if alone:
-                assert mixed[1][place, label] == pytest.approx(joined[place, label], abs=1e-6)
-                checked += 1
-    assert checked >= 4
+def mixed_updates(folder, batch_size, world, accumulation, **keys):
+    """The mixed images of each of the epoch's updates, with targets and uniforms, in an order that is theirs alone."""
+    config = make_config(
+        folder, batch_size=batch_size, device_num=world, accumulation_step=accumulation, label_smoothing=0.0, **keys
+    )
+    ranks = [collect(create_dataset(config, "train", rank, world, 2), 1) for rank in range(world)]
+    updates = []
+    for first in range(0, len(ranks[0]), accumulation):
+        batches = [batch for rank in ranks for batch in rank[first : first + accumulation]]
+        rows = [b"".join(part.tobytes() for part in row) for batch in batches for row in zip(*batch)]
+        assert len(rows) == batch_size * world * accumulation
+        updates.append(sorted(rows))
+    return updates
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("group", [2, 4, 6, 8, 10, 12, 512])
+def test_the_mixed_images_do_not_depend_on_ranks_or_accumulation(folder, mode, group):
+    """One card of 12 images against 6 of 2, 3 of 4, 2 of 6, accumulated or not: bit for bit, with uniforms."""
+    keys = {"mixup_mode": mode, "mixup_group": group, "mixup_prob": 0.8, "re_prob": 0.5}
+    one = mixed_updates(folder, 12, 1, 1, **keys)
+    for batch_size, world, accumulation in ((2, 6, 1), (4, 3, 1), (6, 2, 1), (2, 3, 2), (6, 1, 2)):
+        assert mixed_updates(folder, batch_size, world, accumulation, **keys) == one
+
+
+def test_a_group_is_drawn_once_and_groups_differ(folder):
+    """MixUp alone, hard labels: a mixed target shows the share. Groups of 4 in a card's batch of 12."""
+    for group, draws in ((4, 3), (6, 2), (10, 2), (512, 1)):
+        config = make_config(
+            folder, batch_size=12, cutmix=0.0, label_smoothing=0.0, mixup_group=group, hflip=0.0, auto_augment=""
+        )
+        train = create_dataset(config, "train")
+        pairs = train.positions(0) // min(group, 12)
+        _, targets = next(iter(train.epoch(1)))
+        shares = {}
+        for number, target in zip(pairs, targets):
+            if 0 < target.max() < 1:  # partners of different classes
+                shares.setdefault(number, set()).add(round(float(min(target[target > 0])), 5))
+        assert len(shares) == draws
+        assert all(len(seen) == 1 for seen in shares.values())
+        assert len(set.union(*shares.values())) == draws
+
+
+def test_mixing_follows_from_seed_epoch_and_update(folder):
+    """Each of them alone changes how the same images would be mixed."""
+    draws = set()
+    for seed in (0, 1):
+        train = create_dataset(make_config(folder, batch_size=4, cutmix=0.0, seed=seed), "train")
+        for epoch in (1, 2):
+            job = _TrainJob(train, epoch)
+            for step in range(train.steps):
+                draws.add(float(job.mix(job.start(step)[0]).share[0]))
+                assert job.mix(job.start(step)[0]).share[0] in draws
+    assert len(draws) == 2 * 2 * 6
 
 
 def test_a_sample_follows_from_seed_epoch_and_index_alone(folder):

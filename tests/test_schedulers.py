@@ -26,16 +26,43 @@ def test_cosine_goes_from_the_base_rate_to_the_minimum():
         assert rates[update] == pytest.approx(SCALE * (0.02 + 0.38 * share), rel=1e-6)
 
 
-def test_multistep_exponential_and_constant_rates():
-    multistep = learning_rates(Config(**BASE, lr_scheduler="multistep_lr", lr_adjust=8, lr_gamma=0.5), 10)
-    assert multistep[[79, 80, 160]] == pytest.approx([0.1 * SCALE, 0.05 * SCALE, 0.025 * SCALE])
-    exponential = learning_rates(Config(**BASE, lr_scheduler="exp_lr", lr_gamma=0.9), 10)
-    assert exponential[[50, 60, 199]] == pytest.approx([0.1 * SCALE, 0.09 * SCALE, 0.1 * 0.9**14 * SCALE])
-    constant = learning_rates(Config(**BASE, lr_scheduler="constant_lr"), 10)
-    assert constant[50:] == pytest.approx(np.full(150, 0.1 * SCALE))
+def test_multistep_falls_every_lr_adjust_epochs_from_the_start_without_warmup():
+    rates = learning_rates(Config(**BASE, lr_scheduler="multistep_lr", lr_adjust=8, lr_gamma=0.5), 10)
+    assert rates[[0, 10, 79, 80, 159, 160, 199]] == pytest.approx(
+        np.array([1, 1, 1, 0.5, 0.5, 0.25, 0.25]) * 0.1 * SCALE
+    )
 
 
-def test_a_run_shorter_than_its_warmup_only_warms_up():
-    rates = learning_rates(Config(**{**BASE, "epochs": 2}), 10)
-    assert len(rates) == 20
-    assert (np.diff(rates) > 0).all()
+def test_exponential_decays_with_the_fraction_of_epochs_since_the_start():
+    rates = learning_rates(Config(**BASE, warmup_lr=0.01, lr_scheduler="exp_lr", lr_gamma=0.9), 10)
+    np.testing.assert_allclose(rates[:50], SCALE * (0.01 + 0.09 * np.arange(50) / 50), rtol=1e-6)
+    np.testing.assert_allclose(rates[50:], SCALE * 0.1 * 0.9 ** (np.arange(50, 200) / 10), rtol=1e-6)
+
+
+def test_constant_is_constant_after_warmup():
+    rates = learning_rates(Config(**BASE, warmup_lr=0.01, lr_scheduler="constant_lr"), 10)
+    np.testing.assert_allclose(rates[:50], SCALE * (0.01 + 0.09 * np.arange(50) / 50), rtol=1e-6)
+    np.testing.assert_allclose(rates[50:], np.full(150, 0.1 * SCALE), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scheduler", ["multistep_lr", "exp_lr", "constant_lr"])
+def test_all_but_cosine_have_min_lr_as_their_floor_in_warmup_too(scheduler):
+    keys = {**BASE, "lr_scheduler": scheduler, "lr_adjust": 1, "lr_gamma": 0.1, "warmup_lr": 0.001}
+    free, floored = (learning_rates(Config(**keys, min_lr=floor), 10) for floor in (0.0, 0.02))
+    np.testing.assert_allclose(floored, np.maximum(free, 0.02 * SCALE), rtol=1e-6)
+    assert free.min() < 0.02 * SCALE
+
+
+def test_a_base_rate_below_the_floor_stays_as_it_is():
+    rates = learning_rates(Config(**BASE, lr_scheduler="constant_lr", base_lr=1e-6, warmup_lr=1e-7, min_lr=1e-5), 10)
+    assert rates == pytest.approx(np.full(200, 1e-6 * SCALE))
+
+
+def test_lr_gamma_is_097_unless_told():
+    rates = learning_rates(Config(**BASE, lr_scheduler="multistep_lr", lr_adjust=10), 10)
+    assert rates[[0, 100]] == pytest.approx([0.1 * SCALE, 0.097 * SCALE])
+
+
+def test_a_run_shorter_than_its_warmup_goes_the_part_of_the_way_that_it_has_time_for():
+    rates = learning_rates(Config(**{**BASE, "epochs": 2}, warmup_lr=0.0, base_lr=0.4), 10)
+    np.testing.assert_allclose(rates, SCALE * 0.4 * np.arange(20) / 50, rtol=1e-6)

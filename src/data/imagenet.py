@@ -7,7 +7,8 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from src.data.augment.mixup import Mixup
+from src.args import Config
+from src.data.augment.mixup import Mix, Mixup, partners
 from src.data.augment.transforms import UndecodableImage, create_transform
 from src.data.listing import Samples, list_classes, list_folder
 from src.data.loader import BufferPool, Prefetcher, clamp_workers
@@ -18,12 +19,12 @@ _log = logging.getLogger(__name__)
 
 MOST_BAD = 0.01  # share of an epoch's images that may be undecodable
 
-# What a stream of random numbers is for. A stream is keyed by (purpose, seed, epoch, index or step).
+# What a stream of random numbers is for. A stream is keyed by (purpose, seed, epoch, index, or update and group).
 _ORDER, _SAMPLE, _MIX, _UNIFORM = range(4)
 
 
-def _generator(purpose: int, seed: int, epoch: int, place: int = 0) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((purpose, seed, epoch, place))))
+def _generator(purpose: int, seed: int, epoch: int, *place: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((purpose, seed, epoch, *place))))
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -31,7 +32,7 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     return _generator(_SAMPLE, seed, epoch, index)
 
 
-def create_dataset(config, split: str, rank: int = 0, world: int = 1, uniform_columns: int = 0) -> "Batches":
+def create_dataset(config: Config, split: str, rank: int = 0, world: int = 1, uniform_columns: int = 0) -> "Batches":
     """The batches of one split on one rank.
 
     Args:
@@ -73,7 +74,7 @@ def _classes_of(root: Path, split: str) -> Optional[list[str]]:
     return list_classes(str(root / split)) if (root / split).is_dir() else None
 
 
-def class_names(config) -> Optional[list[str]]:
+def class_names(config: Config) -> Optional[list[str]]:
     """The sorted class names, from data_url's train/, else its val/; None where there is neither.
 
     Raises:
@@ -105,7 +106,7 @@ class Batches:
         steps: batches an epoch on this rank.
     """
 
-    def __init__(self, samples: Samples, config, rank: int, world: int, classes_from: str) -> None:
+    def __init__(self, samples: Samples, config: Config, rank: int, world: int, classes_from: str) -> None:
         self.samples, self.config, self.rank, self.world = samples, config, rank, world
         self.classes, self.classes_from, self.size = samples.classes, classes_from, len(samples)
         self.steps = 0
@@ -123,13 +124,14 @@ class TrainBatches(Batches):
         updates: optimizer updates an epoch, each of accumulation_step batches.
         bad: how many files of the epoch so far could not be decoded.
         bad_paths: their paths.
+        update: images of one update, over all ranks and accumulated batches.
     """
 
-    def __init__(self, samples: Samples, config, rank: int, world: int, uniform_columns: int = 0) -> None:
+    def __init__(self, samples: Samples, config: Config, rank: int, world: int, uniform_columns: int = 0) -> None:
         super().__init__(samples, config, rank, world, "train")
         self.uniform_columns = uniform_columns
         self.bad, self.bad_paths = 0, []
-        update = config.batch_size * world * config.accumulation_step
+        self.update = update = config.batch_size * world * config.accumulation_step
         if config.mixes and config.batch_size % 2:
             raise UserError(
                 f"batch_size: is {config.batch_size}, but mixing pairs images and needs an even one; "
@@ -168,6 +170,15 @@ class TrainBatches(Batches):
         finally:
             batches.close()
 
+    def positions(self, step: int) -> np.ndarray:
+        """Which of its update's images micro-batch `step` has on this rank: int64 (B,), those to mix mirrored."""
+        config, batch = self.config, self.config.batch_size
+        first = (step % config.accumulation_step * self.world + self.rank) * batch
+        if not config.mixes:
+            return np.arange(first, first + batch)
+        pairs = partners(self.update, config.mixup_group)[first // 2 : (first + batch) // 2]
+        return np.concatenate([pairs[:, 0], pairs[::-1, 1]])
+
     def targets(self, labels: np.ndarray) -> np.ndarray:
         """Labels (B,) as one-hot rows, smoothed: float32 (B, num_classes).
 
@@ -194,7 +205,7 @@ class TrainBatches(Batches):
 class EvalBatches(Batches):
     """Every image once, in the folder's order; rank r has images r, r + world, ..."""
 
-    def __init__(self, samples: Samples, config, rank: int, world: int, classes_from: str) -> None:
+    def __init__(self, samples: Samples, config: Config, rank: int, world: int, classes_from: str) -> None:
         super().__init__(samples, config, rank, world, classes_from)
         self.steps = -(-len(range(rank, len(samples), world)) // config.batch_size)
 
@@ -216,7 +227,8 @@ class EvalBatches(Batches):
 
 
 class _TrainBatch(NamedTuple):
-    step: int
+    update: int
+    positions: np.ndarray
     images: np.ndarray
     labels: np.ndarray
     bad: list
@@ -229,7 +241,7 @@ class _TrainJob:
         config = batches.config
         self.batches, self.config, self.epoch = batches, config, epoch
         self.samples, self.size = batches.samples, config.image_size
-        self.order = _generator(_ORDER, config.seed, epoch).permutation(len(batches.samples)).astype(np.int32)
+        self.order = _generator(_ORDER, config.seed, epoch, 0).permutation(len(batches.samples)).astype(np.int32)
         self.transform = create_transform(config, is_training=True)
         self.pool = BufferPool((config.batch_size, 3, self.size, self.size), keep=6)
         self.mixup = None
@@ -238,11 +250,12 @@ class _TrainJob:
 
     def start(self, step: int) -> tuple[_TrainBatch, int]:
         batch = self.config.batch_size
-        return _TrainBatch(step, self.pool.take(), np.empty(batch, np.int64), []), batch
+        update = step // self.config.accumulation_step
+        positions = self.batches.positions(step)
+        return _TrainBatch(update, positions, self.pool.take(), np.empty(batch, np.int64), []), batch
 
     def fill(self, batch: _TrainBatch, place: int) -> None:
-        size, world = self.config.batch_size, self.batches.world
-        position = (batch.step * world + self.batches.rank) * size + place
+        position = batch.update * self.batches.update + int(batch.positions[place])
         for attempt in range(len(self.order)):
             index = int(self.order[(position + attempt) % len(self.order)])
             try:
@@ -260,20 +273,26 @@ class _TrainJob:
         )
 
     def finish(self, batch: _TrainBatch) -> tuple:
-        config, world, rank = self.config, self.batches.world, self.batches.rank
-        size = config.batch_size
-        mine = slice(rank * size, (rank + 1) * size)
         targets = self.batches.targets(batch.labels)
         if self.mixup:
-            rng = _generator(_MIX, config.seed, self.epoch, batch.step)
-            mix = self.mixup.draw(size, world, (self.size, self.size), rng)
-            self.mixup.apply(batch.images, targets, type(mix)(*(part[mine] for part in mix)))
+            self.mixup.apply(batch.images, targets, self.mix(batch))
         arrays = (batch.images, targets)
         if self.batches.uniform_columns:
-            rng = _generator(_UNIFORM, config.seed, self.epoch, batch.step)
-            uniforms = rng.random((size * world, self.batches.uniform_columns), np.float32)[mine]
-            arrays += (uniforms,)
+            rng = _generator(_UNIFORM, self.config.seed, self.epoch, batch.update)
+            uniforms = rng.random((self.batches.update, self.batches.uniform_columns), np.float32)
+            arrays += (uniforms[batch.positions],)
         return arrays, [(path, reason) for _, _, path, reason in sorted(batch.bad)]
+
+    def mix(self, batch: _TrainBatch) -> Mix:
+        """How the batch's images are mixed, from the draws of the groups that they belong to."""
+        group, update = self.config.mixup_group, self.batches.update
+        mix = Mix.unmixed(update)
+        for number in np.unique(batch.positions // group).tolist():
+            first, end = number * group, min((number + 1) * group, update)
+            rng = _generator(_MIX, self.config.seed, self.epoch, batch.update, number)
+            for whole, drawn in zip(mix, self.mixup.draw(end - first, (self.size, self.size), rng)):
+                whole[first:end] = drawn
+        return mix.of(batch.positions)
 
 
 class _EvalJob:

@@ -1,27 +1,15 @@
-"""AutoAugment, RandAugment and AugMix by a short spec, in the grammar that timm made known.
-
-- `rand-m9-mstd0.5-inc1`: RandAugment (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719). m: magnitude, 0 to 10;
-  n: operations an image (2); w: weight set (0; none: all alike); mstd: spread of the magnitude (over 100: drawn
-  uniformly from 0 to m); mmax: its ceiling (10); p: probability of each operation (0.5); inc1: all operations grow
-  stronger with the magnitude.
-- `original-mstd0.5`, `originalr`, `v0`, `v0r`: AutoAugment (Cubuk et al. 2019, https://arxiv.org/abs/1805.09501) with
-  the paper's policy for ImageNet or that of the EfficientNet code; with r, posterize grows stronger with the magnitude.
-- `augmix-m3-w3-d2-b0-mstd1`: AugMix (Hendrycks et al. 2020, https://arxiv.org/abs/1912.02781). m: severity (3);
-  w: chains (3); d: operations a chain (0: 1 to 3, drawn); b1: blend chain by chain in 8 bits; mstd: spread; without
-  it magnitudes are uniform, 0 to m.
-"""
+"""AutoAugment, RandAugment and AugMix; `src.augment_spec` explains the specs that name them, and cites their papers."""
 
 import math
-import re
 from typing import Callable, Optional
 
 import numpy as np
 from PIL import Image
 
+from src.augment_spec import MAX_LEVEL, parse_spec
 from src.data.augment import ops
-from src.errors import UserError
+from src.data.augment.policies import AUGMIX, POLICIES, RAND, WEIGHTS
 
-MAX_LEVEL = 10.0
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 _RESAMPLE = {
@@ -72,138 +60,6 @@ _POINTWISE = {
     "SharpnessIncreasing": (ops.sharpness, _enhance_increasing),
 }
 _INCREASES = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
-
-_RAND = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
-    "TranslateYRel",
-)
-
-# Weight set 0: relative weights, mostly geometry.
-_WEIGHTS = {
-    0: {
-        "Rotate": 3,
-        "ShearX": 2,
-        "ShearY": 2,
-        "TranslateXRel": 1,
-        "TranslateYRel": 1,
-        "Color": 0.25,
-        "Sharpness": 0.25,
-        "AutoContrast": 0.25,
-        "Solarize": 0.05,
-        "SolarizeAdd": 0.05,
-        "Contrast": 0.05,
-        "Brightness": 0.05,
-        "Equalize": 0.05,
-        "Posterize": 0.05,
-        "Invert": 0.05,
-    }
-}
-
-_AUGMIX = (
-    "AutoContrast",
-    "ColorIncreasing",
-    "ContrastIncreasing",
-    "BrightnessIncreasing",
-    "SharpnessIncreasing",
-    "Equalize",
-    "Rotate",
-    "PosterizeIncreasing",
-    "SolarizeIncreasing",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
-    "TranslateYRel",
-)
-
-# Sub-policies: operation, probability in tenths, magnitude; twice. Table 9 of the AutoAugment paper.
-_ORIGINAL = """
-    PosterizeOriginal 4 8 Rotate 6 9
-    Solarize 6 5 AutoContrast 6 5
-    Equalize 8 8 Equalize 6 3
-    PosterizeOriginal 6 7 PosterizeOriginal 6 6
-    Equalize 4 7 Solarize 2 4
-    Equalize 4 4 Rotate 8 8
-    Solarize 6 3 Equalize 6 7
-    PosterizeOriginal 8 5 Equalize 10 2
-    Rotate 2 3 Solarize 6 8
-    Equalize 6 8 PosterizeOriginal 4 6
-    Rotate 8 8 Color 4 0
-    Rotate 4 9 Equalize 6 2
-    Equalize 0 7 Equalize 8 8
-    Invert 6 4 Equalize 10 8
-    Color 6 4 Contrast 10 8
-    Rotate 8 8 Color 10 2
-    Color 8 8 Solarize 8 7
-    Sharpness 4 7 Invert 6 8
-    ShearX 6 5 Equalize 10 9
-    Color 4 0 Equalize 6 3
-    Equalize 4 7 Solarize 2 4
-    Solarize 6 5 AutoContrast 6 5
-    Invert 6 4 Equalize 10 8
-    Color 6 4 Contrast 10 8
-    Equalize 8 8 Equalize 6 3
-"""
-# The policy `v0` of the EfficientNet code (Tan and Le 2019, https://arxiv.org/abs/1905.11946).
-_V0 = """
-    Equalize 8 1 ShearY 8 4
-    Color 4 9 Equalize 6 3
-    Color 4 1 Rotate 6 8
-    Solarize 8 3 Equalize 4 7
-    Solarize 4 2 Solarize 6 2
-    Color 2 0 Equalize 8 8
-    Equalize 4 8 SolarizeAdd 8 3
-    ShearX 2 9 Rotate 6 8
-    Color 6 1 Equalize 10 2
-    Invert 4 9 Rotate 6 0
-    Equalize 10 9 ShearY 6 3
-    Color 4 7 Equalize 6 0
-    Posterize 4 6 AutoContrast 4 7
-    Solarize 6 8 Color 6 9
-    Solarize 2 4 Rotate 8 9
-    Rotate 10 7 TranslateYRel 8 9
-    ShearX 0 0 Solarize 8 4
-    ShearY 8 0 Color 6 4
-    Color 10 0 Rotate 6 2
-    Equalize 8 4 Equalize 0 8
-    Equalize 10 4 AutoContrast 6 2
-    ShearY 4 7 SolarizeAdd 6 7
-    Posterize 8 2 Solarize 6 10
-    Solarize 6 8 Equalize 6 1
-    Color 8 6 Rotate 4 5
-"""
-
-
-def _policy(table: str, posterize: Optional[str] = None) -> list[list[tuple[str, float, float]]]:
-    policy = []
-    for line in table.split("\n"):
-        words = line.split()
-        steps = [(words[i], int(words[i + 1]) / 10, float(words[i + 2])) for i in range(0, len(words), 3)]
-        if posterize:
-            steps = [(posterize if name.startswith("Posterize") else name, p, m) for name, p, m in steps]
-        if steps:
-            policy.append(steps)
-    return policy
-
-
-POLICIES = {
-    "original": _policy(_ORIGINAL),
-    "originalr": _policy(_ORIGINAL, "PosterizeIncreasing"),
-    "v0": _policy(_V0),
-    "v0r": _policy(_V0, "PosterizeIncreasing"),
-}
 
 
 class AugmentOp:
@@ -329,34 +185,8 @@ class AugMix:
         return result
 
 
-_LEVEL = (float, lambda value: value <= MAX_LEVEL, "a number from 0 to 10")
-_SPREAD = (float, lambda value: value >= 0, "a number of at least 0")
-_COUNT = (int, lambda value: value >= 1, "a whole number of at least 1")
-_FLAG = (int, lambda value: value in (0, 1), "0 or 1")
-# The sections of each kind: type, test, and what the test wants.
-_SECTIONS = {
-    "rand": {
-        "m": _LEVEL,
-        "n": _COUNT,
-        "w": (int, lambda value: value in _WEIGHTS, f"one of {', '.join(map(str, _WEIGHTS))}"),
-        "mstd": _SPREAD,
-        "mmax": _LEVEL,
-        "p": (float, lambda value: value <= 1, "a number from 0 to 1"),
-        "inc": _FLAG,
-    },
-    "augmix": {
-        "m": _LEVEL,
-        "w": _COUNT,
-        "d": (int, lambda value: True, "a whole number"),
-        "b": _FLAG,
-        "mstd": _SPREAD,
-    },
-    **{name: {"mstd": _SPREAD} for name in POLICIES},
-}
-
-
 def create_auto_augment(spec: str, interpolation: str = "bicubic") -> Optional[Transform]:
-    """The augmentation that a spec describes; the module's head explains the grammar.
+    """The augmentation that a spec describes; `src.augment_spec` explains the grammar.
 
     Args:
         spec: such as rand-m9-mstd0.5-inc1, original-mstd0.5 or augmix-m3-w3; '' for none.
@@ -368,19 +198,17 @@ def create_auto_augment(spec: str, interpolation: str = "bicubic") -> Optional[T
     Raises:
         UserError: the spec has a section that is unknown, is no number, stands twice or is out of range.
     """
-    if not spec:
+    parsed = parse_spec(spec)
+    if parsed is None:
         return None
-    kind, *sections = spec.split("-")
-    if kind not in _SECTIONS:
-        raise UserError(f"auto_augment {spec}: unknown kind {kind!r}; one of {', '.join(_SECTIONS)}")
-    values = _read_sections(spec, kind, sections)
+    kind, values = parsed
     spread = values.get("mstd", math.inf if kind == "augmix" else 0.0)
     spread = math.inf if spread > 100 else spread
     if kind == "rand":
         return _rand_augment(values, spread, interpolation)
     if kind == "augmix":
         level = values.get("m", 3.0)
-        operations = [AugmentOp(name, 1.0, level, spread, interpolation=interpolation) for name in _AUGMIX]
+        operations = [AugmentOp(name, 1.0, level, spread, interpolation=interpolation) for name in AUGMIX]
         return AugMix(operations, values.get("w", 3), values.get("d", 0), bool(values.get("b", 0)))
     return AutoAugment(
         [
@@ -392,7 +220,7 @@ def create_auto_augment(spec: str, interpolation: str = "bicubic") -> Optional[T
 
 def _rand_augment(values: dict, spread: float, interpolation: str) -> RandAugment:
     increasing = bool(values.get("inc", 0))
-    names = [name + "Increasing" if increasing and name in _INCREASES else name for name in _RAND]
+    names = [name + "Increasing" if increasing and name in _INCREASES else name for name in RAND]
     operations = [
         AugmentOp(
             name, values.get("p", 0.5), values.get("m", MAX_LEVEL), spread, values.get("mmax", MAX_LEVEL), interpolation
@@ -401,27 +229,6 @@ def _rand_augment(values: dict, spread: float, interpolation: str) -> RandAugmen
     ]
     weights = None
     if "w" in values:
-        weights = np.array([_WEIGHTS[values["w"]][name] for name in _RAND])
+        weights = np.array([WEIGHTS[values["w"]][name] for name in RAND])
         weights /= weights.sum()
-        if values.get("n", 2) > len(weights):
-            raise UserError(f"auto_augment: n{values['n']} is more operations than weight set {values['w']} has")
     return RandAugment(operations, values.get("n", 2), weights)
-
-
-def _read_sections(spec: str, kind: str, sections: list[str]) -> dict:
-    known, values = _SECTIONS[kind], {}
-    for section in sections:
-        match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?|inf)", section)
-        name, text = match.groups() if match else (section, "")
-        if name not in known:
-            raise UserError(f"auto_augment {spec}: unknown section {section!r}; {kind} knows {', '.join(known)}")
-        if name in values:
-            raise UserError(f"auto_augment {spec}: section {name!r} stands there twice")
-        convert, allowed, what = known[name]
-        try:
-            values[name] = convert(text)
-        except ValueError:
-            raise UserError(f"auto_augment {spec}: section {section!r} must be {what}") from None
-        if not allowed(values[name]):
-            raise UserError(f"auto_augment {spec}: section {section!r} must be {what}")
-    return values

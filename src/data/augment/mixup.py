@@ -1,8 +1,10 @@
 """MixUp (Zhang et al. 2018, https://arxiv.org/abs/1710.09412) and CutMix (Yun et al. 2019,
 https://arxiv.org/abs/1905.04899) of a batch of normalised images and their soft targets.
 
-Image i is mixed with image B-1-i of the same batch, so partners never cross ranks. What is drawn is drawn for the
-global batch and each rank takes its places of it: the shares do not depend on how many ranks there are.
+An update's images fall into groups of a fixed number, as many as a card of the published run had. What is drawn is
+drawn for a group, and image i of a group of n is mixed with image n-1-i of it. `partners` lists these pairs in the
+order in which ranks and accumulated batches take them, so that partners always share a batch: neither the draws nor the
+pairs depend on how many ranks there are.
 """
 
 import math
@@ -12,26 +14,49 @@ import numpy as np
 
 
 class Mix(NamedTuple):
-    """How every image of a batch is mixed with its partner.
+    """How every one of n images is mixed with its partner.
 
     Attributes:
-        share: float64 (B,), what is left of the image itself; 1: not mixed.
-        box: int64 (B, 4), top, bottom, left, right of what CutMix pastes; all 0 for MixUp.
-        cut: bool (B,), whether the image is cut (CutMix) rather than blended (MixUp).
+        share: float64 (n,), what is left of the image itself; 1: not mixed.
+        box: int64 (n, 4), top, bottom, left, right of what CutMix pastes; all 0 for MixUp.
+        cut: bool (n,), whether the image is cut (CutMix) rather than blended (MixUp).
     """
 
     share: np.ndarray
     box: np.ndarray
     cut: np.ndarray
 
+    @classmethod
+    def unmixed(cls, n: int) -> "Mix":
+        """Every image as it is."""
+        return cls(np.ones(n), np.zeros((n, 4), np.int64), np.zeros(n, bool))
+
+    def of(self, places: np.ndarray) -> "Mix":
+        """What concerns the images at `places`."""
+        return Mix(*(part[places] for part in self))
+
+
+def partners(images: int, group: int) -> np.ndarray:
+    """Who is mixed with whom among an update's images: int64 (images / 2, 2), pair by pair and group by group.
+
+    Args:
+        images: in the update, over all ranks and accumulated batches; even.
+        group: images that share a draw; even. What does not fill one is a smaller group at the end.
+    """
+    pairs = []
+    for first in range(0, images, group):
+        members = np.arange(first, min(first + group, images))
+        pairs.append(np.stack([members, members[::-1]], axis=1)[: len(members) // 2])
+    return np.concatenate(pairs)
+
 
 class Mixup:
-    """Draw how a batch is mixed, and mix it.
+    """Draw how a group is mixed, and mix a batch.
 
     Args:
         mixup_alpha: of MixUp's Beta distribution; 0: off.
         cutmix_alpha: of CutMix's Beta distribution; 0: off.
-        prob: of mixing a batch (or, with mode pair or elem, a pair or an image).
+        prob: of mixing a group (or, with mode pair or elem, a pair or an image).
         switch_prob: of CutMix where both are on.
         mode: batch: one share and box for all; pair: one for each image and its partner; elem: one an image.
     """
@@ -47,10 +72,9 @@ class Mixup:
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
         self.prob, self.switch_prob, self.mode = prob, switch_prob, mode
 
-    def draw(self, batch: int, ranks: int, size: tuple[int, int], rng: np.random.Generator) -> Mix:
-        """Draw for a global batch of `ranks` x `batch` images of (height, width) `size`."""
-        shape = {"batch": (1, 1), "pair": (ranks, batch // 2), "elem": (ranks, batch)}[self.mode]
-        n = shape[0] * shape[1]
+    def draw(self, images: int, size: tuple[int, int], rng: np.random.Generator) -> Mix:
+        """Draw for a group of `images` images, an even number, of (height, width) `size`."""
+        n = {"batch": 1, "pair": images // 2, "elem": images}[self.mode]
         mixed = rng.random(n) < self.prob
         switch = rng.random(n) < self.switch_prob
         cut = switch if self.mixup_alpha > 0 and self.cutmix_alpha > 0 else np.full(n, self.cutmix_alpha > 0)
@@ -63,16 +87,12 @@ class Mixup:
             box[i] = cut_box(share[i], size, centres[i])
             pasted = (box[i, 1] - box[i, 0]) * (box[i, 3] - box[i, 2])
             share[i] = 1.0 - pasted / (size[0] * size[1])
-        parts = Mix(share.reshape(shape), box.reshape(*shape, 4), cut.reshape(shape))
-        if self.mode == "batch":
-            parts = Mix(*(np.broadcast_to(part, (ranks, batch, *part.shape[2:])) for part in parts))
-        elif self.mode == "pair":
-            parts = Mix(*(np.concatenate([part, part[:, ::-1]], axis=1) for part in parts))
-        return Mix(*(part.reshape(ranks * batch, *part.shape[2:]) for part in parts))
+        drawn = np.arange(n) if self.mode != "batch" else np.zeros(images, np.int64)
+        return Mix(share, box, cut).of(np.concatenate([drawn, drawn[::-1]]) if self.mode == "pair" else drawn)
 
     @staticmethod
     def apply(images: np.ndarray, targets: np.ndarray, mix: Mix) -> None:
-        """Mix float32 images (B, 3, H, W) and targets (B, classes) in place; B even."""
+        """Mix float32 images (B, 3, H, W) and targets (B, classes) in place, i with B-1-i; B even."""
         last = len(images) - 1
         for i in range(len(images) // 2):
             _mix_pair(images[i], images[last - i], mix, i, last - i)
@@ -82,6 +102,8 @@ class Mixup:
 
 def cut_box(share: float, size: tuple[int, int], centre: np.ndarray) -> tuple[int, int, int, int]:
     """CutMix's box: sides of sqrt(1 - share) of the image's, about a uniform centre, clipped at the image's edges.
+
+    A side is made even, half on either side of the centre, as in the authors' code and the model zoo's.
 
     Args:
         share: what the image should keep.
@@ -93,9 +115,9 @@ def cut_box(share: float, size: tuple[int, int], centre: np.ndarray) -> tuple[in
     """
     edges = []
     for length, place in zip(size, centre):
-        side = int(length * math.sqrt(1.0 - share))
+        half = int(length * math.sqrt(1.0 - share)) // 2
         middle = int(place * length)
-        edges += [max(middle - side // 2, 0), min(middle - side // 2 + side, length)]
+        edges += [max(middle - half, 0), min(middle + half, length)]
     return tuple(edges)
 
 
