@@ -236,7 +236,7 @@ def test_a_setting_that_cannot_work_is_named_before_training(flags, said, digits
 def test_eval_and_export_need_weights_that_fit(program, digits, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--ddr_config", str(TINY), "--data_url", str(digits)]
-    with pytest.raises(UserError, match="--pretrained: name the weights"):
+    with pytest.raises(UserError, match="--pretrained: name the trained weights"):
         program.main(flags)
     with pytest.raises(UserError, match="parameter"):
         program.main([*flags, "--pretrained", str(weights), "--arch", "DDRNet23"])
