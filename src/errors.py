@@ -1,4 +1,8 @@
-"""The exceptions that entry points print as one line: a user's to mend (exit code 2), or a run that must stop (1)."""
+"""The exceptions that entry points print as one line, and the exit codes that tell them apart.
+
+2: bad input, which another start would find as bad. 75: trouble that may have passed by the next start, sysexits.h's
+EX_TEMPFAIL. 1: a run that must stop.
+"""
 
 import logging
 import sys
@@ -28,12 +32,25 @@ def printable(value: Any, limit: int = 200) -> str:
 class UserError(ValueError):
     """Bad input. The message names the key, flag, file or folder and says what would be right; it is `printable`."""
 
+    exit_code = 2
+
     def __init__(self, message: str) -> None:
         super().__init__(printable(message, MESSAGE_LIMIT))
 
 
+class TemporaryFailure(UserError):
+    """Trouble with the machine that a restart may mend: a full disk, a rank that hangs or differs, a server that left.
+
+    `src.launcher` starts the ranks again after it, and not after another UserError.
+    """
+
+    exit_code = 75
+
+
 class TrainingStopped(RuntimeError):
     """Training cannot go on. The message names step, learning rate and loss scale; it is `printable`."""
+
+    exit_code = 1
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message, MESSAGE_LIMIT))
@@ -47,7 +64,7 @@ class _Lines(logging.Formatter):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run an entry point; a user's mistake is one line on standard error and exit code 2."""
+    """Run an entry point; what it raises of the above is one line on standard error and its exit code."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Lines("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -57,4 +74,4 @@ def run(main: Callable[[], None]) -> None:
     except (UserError, TrainingStopped) as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        sys.exit(error.exit_code)

@@ -10,7 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Union
 
-from src.errors import UserError
+from src.errors import TemporaryFailure, UserError
+
+# What may have passed when the same is tried again: room is made, a server of files is back.
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE}
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
     when it raises, the temporary file is removed and `path` is as it was.
 
     Raises:
-        UserError: the folder cannot be made or written, or the disk is full.
+        UserError: the folder cannot be made or written; TemporaryFailure: the disk is full or fails.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
@@ -36,7 +39,8 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        kind = TemporaryFailure if error.errno in _PASSING else UserError
+        raise kind(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):  # the folder itself may be what is missing
             for left in path.parent.glob(glob.escape(temporary.stem) + "*"):  # MindSpore writes aside once more

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.errors import MESSAGE_LIMIT, TrainingStopped, UserError, printable
+from src.errors import MESSAGE_LIMIT, TemporaryFailure, TrainingStopped, UserError, printable
 from tests.conftest import ROOT
 
 
@@ -64,3 +64,10 @@ def test_a_file_name_can_forge_no_line_of_a_log():
     )  # fmt: skip
     assert done.stdout == b"a.jpg\\nerror: b.jpg\\x1b[31m\\udcff: skipped\n"
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (TemporaryFailure, 75), (TrainingStopped, 1)])
+def test_the_exit_code_tells_bad_input_from_trouble_that_may_pass(kind, code):
+    program = f"from src import errors\ndef main(): raise errors.{kind.__name__}('why')\nerrors.run(main)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "error: why\n")
