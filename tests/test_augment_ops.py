@@ -31,6 +31,25 @@ def test_auto_contrast_of_one_colour_changes_nothing():
     same(ops.auto_contrast(flat), flat)
 
 
+def test_auto_contrast_stretches_each_channel_linearly(image):
+    pixels = np.asarray(image.point([60 + value // 3 for value in range(256)] * 3)).astype(float)
+    low, high = pixels.min((0, 1)), pixels.max((0, 1))
+    stretched = np.asarray(ops.auto_contrast(Image.fromarray(pixels.astype(np.uint8)))).astype(float)
+    exact = (pixels - low) * 255 / (high - low)
+    assert ((exact - stretched > -1e-9) & (exact - stretched < 1)).all()  # rounded down
+
+
+def test_equalize_spreads_each_channels_values_evenly(image):
+    """A value's new level is the share of the channel that lies below it, to the rounding of 8 bits; order stays."""
+    pixels, spread = np.asarray(image), np.asarray(ops.equalize(image)).astype(float)
+    for channel in range(3):
+        for value in np.unique(pixels[:, :, channel]):
+            places = pixels[:, :, channel] == value
+            assert len(np.unique(spread[:, :, channel][places])) == 1
+            below = (pixels[:, :, channel] < value).mean()
+            assert abs(spread[:, :, channel][places][0] / 255 - below) < 0.03
+
+
 def test_equalize_is_pillows(image):
     same(ops.equalize(image), ImageOps.equalize(image))
     flat = Image.new("RGB", (5, 4), (10, 100, 200))
@@ -51,8 +70,9 @@ def test_posterize_to_no_bits_is_black(image):
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 26, 128, 255, 256])
-def test_solarize_is_pillows(image, threshold):
-    same(ops.solarize(image, threshold), ImageOps.solarize(image, threshold))
+def test_solarize_inverts_from_the_threshold_on(image, threshold):
+    pixels = np.asarray(image).astype(int)
+    same(ops.solarize(image, threshold), np.where(pixels >= threshold, 255 - pixels, pixels))
 
 
 @pytest.mark.parametrize("addend", [0, 1, 99, 110, 128])

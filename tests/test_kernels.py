@@ -400,6 +400,4 @@ def test_another_source_is_another_library(tmp_path):
         source.write("// changed\n")
     second = run_python(compile_in(folder)).stdout
     assert second != first
-    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "build").iterdir()}
     assert len(list((folder / "build").iterdir())) == 2
-    assert len(digests) >= 1

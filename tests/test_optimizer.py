@@ -113,4 +113,3 @@ def test_decay_acts_on_convolutions_and_the_classifiers_weight_alone():
     names = [p.name for p in create_model("DDRNet23Slim", 10).trainable_params() if takes_decay(p)]
     assert all(name.endswith(".weight") for name in names)
     assert len(names) == 45 + 1
-    assert ms.get_context("device_target") == "CPU"
