@@ -36,18 +36,23 @@ def test_auto_contrast_stretches_each_channel_linearly(image):
     low, high = pixels.min((0, 1)), pixels.max((0, 1))
     stretched = np.asarray(ops.auto_contrast(Image.fromarray(pixels.astype(np.uint8)))).astype(float)
     exact = (pixels - low) * 255 / (high - low)
-    assert ((exact - stretched > -1e-9) & (exact - stretched < 1)).all()  # rounded down
+    assert ((exact - stretched > -1e-9) & (exact - stretched < 1 + 1e-9)).all()  # rounded down
 
 
 def test_equalize_spreads_each_channels_values_evenly(image):
-    """A value's new level is the share of the channel that lies below it, to the rounding of 8 bits; order stays."""
+    """A value's new level is the share of the channel that lies below it, where the brightest value counts as 1.
+
+    Pillow divides by a whole number of pixels a level, about 25 here, hence the tolerance.
+    """
     pixels, spread = np.asarray(image), np.asarray(ops.equalize(image)).astype(float)
     for channel in range(3):
         for value in np.unique(pixels[:, :, channel]):
             places = pixels[:, :, channel] == value
             assert len(np.unique(spread[:, :, channel][places])) == 1
-            below = (pixels[:, :, channel] < value).mean()
-            assert abs(spread[:, :, channel][places][0] / 255 - below) < 0.03
+            below = (pixels[:, :, channel] < value).mean() / (
+                pixels[:, :, channel] < pixels[:, :, channel].max()
+            ).mean()
+            assert abs(spread[:, :, channel][places][0] / 255 - below) < 0.035
 
 
 def test_equalize_is_pillows(image):

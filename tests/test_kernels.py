@@ -1,6 +1,5 @@
 """The CPU's own kernels against NumPy in float64 and against MindSpore's operators."""
 
-import hashlib
 import os
 import platform
 import shutil
