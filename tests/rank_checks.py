@@ -9,7 +9,6 @@ from mindspore import Parameter, Tensor, nn
 
 from src.args import Config
 from src.distributed.join import join
-from src.distributed.ranks import trained
 from src.errors import UserError
 from src.evaluation.metrics import Totals
 from src.parameters import assign
@@ -68,7 +67,7 @@ def new_step(config: Config, ranks: int, frozen: bool) -> TrainOneStep:
 
 def weights_of(step: nn.Cell) -> dict[str, np.ndarray]:
     """Copies of all that is trained, by name."""
-    return {parameter.name: parameter.asnumpy().copy() for parameter in trained(step)}
+    return {parameter.name: parameter.asnumpy().copy() for parameter in step.replicated()}
 
 
 def main() -> None:
@@ -83,8 +82,8 @@ def main() -> None:
     step = new_step(config, ranks.world, frozen=True)
     for update in range(UPDATES):
         step(*(Tensor(column[share]) for column in global_batch(update)))
-        ranks.average_statistics(step)
-    ranks.check_identical(trained(step))
+        ranks.average_statistics(step.statistics())
+    ranks.check_identical(step.replicated())
     results.update({f"frozen/{name}": values for name, values in weights_of(step).items()})
     results.update({f"averaged/{name}": values for name, values in step.averaged_weights().items()})
 
@@ -98,7 +97,7 @@ def main() -> None:
     results["overflow/scale"] = [before["loss_scale"], after["loss_scale"]]
     kept = [name for name in before if not name.startswith(("loss_scale", "good_updates", "overflows", "stuck"))]
     results["overflow/changed"] = [name for name in kept if not np.array_equal(before[name], after[name])]
-    ranks.check_identical(trained(step))
+    ranks.check_identical(step.replicated())
 
     # Batch norm alive: statistics differ by rank and are averaged, weights do not differ.
     step = new_step(config, ranks.world, frozen=False)
@@ -106,10 +105,10 @@ def main() -> None:
         step(*(Tensor(column[share]) for column in global_batch(update)))
     network = step.network.network
     results["statistics/own"] = network.bn.moving_mean.asnumpy().copy()
-    ranks.average_statistics(step)
+    ranks.average_statistics(step.statistics())
     results["statistics/mean"] = network.bn.moving_mean.asnumpy().copy()
     results["statistics/variance"] = network.bn.moving_variance.asnumpy().copy()
-    ranks.check_identical(trained(step))
+    ranks.check_identical(step.replicated())
 
     # Sums and agreement.
     totals = Totals(images=2**40 + ranks.rank, loss=(ranks.rank + 1) / 3, top1=2**33 + 1, top5=ranks.rank)
@@ -136,13 +135,13 @@ def main() -> None:
     results["facts"] = [json.dumps(ranks.hand_out_facts({"é": [1, 2.5, None]} if ranks.is_first else None))]
 
     # One bit of one moment on one rank.
-    moment = next(parameter for parameter in trained(step) if parameter.name == "moments.conv.weight")
+    moment = next(parameter for parameter in step.replicated() if parameter.name == "moments.conv.weight")
     values = moment.asnumpy().copy()
     if ranks.rank == ranks.world - 1:
         values.reshape(-1).view(np.int32)[7] ^= 1
     assign(moment, values)
     try:
-        ranks.check_identical(trained(step))
+        ranks.check_identical(step.replicated())
         results["mismatch"] = ["none"]
     except UserError as error:
         results["mismatch"] = [str(error)]

@@ -135,7 +135,7 @@ def test_alone_nothing_is_exchanged():
     assert alone.sum_totals(totals) == totals
     assert (alone.agree(15), alone.add_up(7), alone.hand_out_facts({"a": 1})) == (15, 7, {"a": 1})
     assert alone.gather(np.arange(3)).tolist() == [[0, 1, 2]]
-    alone.average_statistics(None)
+    alone.average_statistics([])
     alone.check_identical([])
 
 

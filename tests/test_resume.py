@@ -100,6 +100,9 @@ class SmallStep(nn.Cell):
         self.network = nn.Dense(2, 2)
         self.updates = ms.Parameter(ms.Tensor(0), name="updates")
 
+    def state(self) -> dict[str, ms.Parameter]:
+        return {"updates": self.updates}
+
 
 def test_the_newest_is_the_last_that_was_saved_also_where_the_clock_was_set_back(tmp_path):
     step, checkpoints = SmallStep(), Checkpoints(tmp_path, "DDRNet23", keep=2)

@@ -13,7 +13,8 @@ from src.kernels.build import library
 from src.parameters import assign
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.optimizer import create_optimizer
-from src.trainers.train_one_step import MOST_STUCK, TrainOneStep
+from src.trainers.health import MOST_STUCK
+from src.trainers.train_one_step import TrainOneStep
 
 RATES = np.array([0.5, 0.4, 0.3, 0.2, 0.1, 0.05], np.float32)
 FEATURES, CLASSES = 5, 4
@@ -182,7 +183,9 @@ def test_updates_that_overflow_on_and_on_stop_the_run():
         step(*map(Tensor, poisoned))
         step.check_health()
     step(*map(Tensor, poisoned))
-    with pytest.raises(TrainingStopped, match=r"20 updates in a row overflowed at update 0, learning rate 0.5, .* 1;"):
+    with pytest.raises(
+        TrainingStopped, match=r"20 updates in a row overflowed at update 0, learning rate 0.5, .* scale 1;"
+    ):
         step.check_health()
 
 
@@ -231,6 +234,29 @@ def test_values_assigned_between_two_steps_are_what_the_next_goes_on_from(optimi
     assert int(ends[0]["averaged_updates"]) == 3
     for name, values in ends[0].items():
         np.testing.assert_array_equal(ends[1][name], values, err_msg=name)
+
+
+def test_every_parameter_has_exactly_one_role_and_its_name_of_old():
+    """Checkpoints of earlier revisions hold these names."""
+    _, step, _ = make(ema_decay=0.8, accumulation=2)
+    roles = [*step.replicated(), *step.local(), *step.transient()]
+    assert sorted(map(id, roles)) == sorted(map(id, step.get_parameters()))
+    counters = {"loss_scale", "good_updates", "loss_sum", "losses", "unknown_losses", "overflows", "failures", "stuck"}
+    moments = {"moments.linear.weight", "moments.linear.bias"}
+    averages = {"average.linear.weight", "average.linear.bias", "averaged_updates"}
+    assert set(step.state()) == {"global_step", *counters, *moments, *averages}
+    assert {parameter.name for parameter in step.local()} == {"loss_sum", "losses", "unknown_losses", "failures"}
+
+
+def test_batch_norm_s_statistics_are_each_rank_s_own():
+    network = nn.SequentialCell(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Dense(2, 2))
+    optimizer = create_optimizer(network, Config(), RATES)
+    step = TrainOneStep(NetworkWithLoss(network, SoftTargetCrossEntropy()), optimizer, RATES, ema_decay=0.8)
+    names = [parameter.name for parameter in step.statistics()]
+    assert names == ["1.moving_mean", "1.moving_variance", "average.1.moving_mean", "average.1.moving_variance"]
+    assert not {*names} & {parameter.name for parameter in step.replicated()}
+    assert {*names} <= {parameter.name for parameter in step.local()}
+    assert {*names[2:]} == {name for name in step.state() if "moving" in name}
 
 
 def test_totals_are_means_since_the_last_call():

@@ -18,7 +18,6 @@ from src.evaluation.metrics import Totals
 from src.parameters import assign
 
 PIECE = 1 << 22  # bytes of one Broadcast
-STATISTICS = ("moving_mean", "moving_variance")
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,12 @@ class Ranks:
         """The sum over all ranks, the same on each: counts exactly, losses in float64 in the ranks' order."""
         return Totals(*(self.add_up(value) for value in astuple(totals)))
 
-    def average_statistics(self, cell: nn.Cell) -> None:
-        """Replace batch norm's moving means and variances by their average over the ranks, in place.
+    def average_statistics(self, statistics: list[Parameter]) -> None:
+        """Replace float32 parameters by their average over the ranks, in place.
 
-        Each rank sees other images, so its statistics differ. Averaged weights' copies of them are averaged too.
-
-        Args:
-            cell: the network, or the training step, which has the averaged weights as well.
+        Meant for batch norm's moving means and variances, which differ by rank as the images do.
         """
-        if self.world == 1:
-            return
-        statistics = [parameter for parameter in cell.get_parameters() if parameter.name.endswith(STATISTICS)]
-        if not statistics:
+        if self.world == 1 or not statistics:
             return
         own = np.concatenate([parameter.asnumpy().reshape(-1) for parameter in statistics])
         mean = self.gather(own).mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -132,19 +125,6 @@ class Ranks:
         content = json.dumps(facts).encode() if self.is_first else b""
         length = int(self.gather(np.array([len(content)], np.int32))[0, 0])
         return json.loads(_broadcast(content or bytes(length)))
-
-
-def trained(step: nn.Cell) -> list[Parameter]:
-    """The parameters of a training step that must be the same on all ranks: weights, moments and counters.
-
-    Not batch norm's statistics, nor the sums over a rank's own losses.
-    """
-    own = (*STATISTICS, "loss_sum", "losses", "failures", "unknown_losses")
-    return [
-        parameter
-        for parameter in step.get_parameters()
-        if not parameter.name.endswith(own) and not parameter.name.startswith("accumulated.")
-    ]
 
 
 def _broadcast(content: bytes) -> bytes:

@@ -157,6 +157,11 @@ def freeze_backbone(network: nn.Cell) -> None:
         parameter.requires_grad = is_head(parameter)
 
 
+def unchanging(optimizer: nn.Optimizer) -> list[Parameter]:
+    """An optimizer's parameters that training leaves as they are: its rates, and the zeros that `ops.SGD` asks for."""
+    return [*optimizer.learning_rate.get_parameters(), *getattr(optimizer, "started", ())]
+
+
 def create_optimizer(network: nn.Cell, config: Config, rates: np.ndarray, native: bool = False) -> nn.Optimizer:
     """The configured optimizer over the network's trainable parameters, in their order.
 

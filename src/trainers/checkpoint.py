@@ -28,6 +28,7 @@ from src.args import OUTSIDE, Config
 from src.errors import TrainingStopped, UserError
 from src.files import atomic_write
 from src.parameters import assign
+from src.trainers.train_one_step import TrainOneStep
 from src.weights.load import load_pretrained
 
 # Keys that leave the weights as they would have been; batch size, cards and accumulation count by their product.
@@ -103,14 +104,14 @@ class Saved:
         """Where the run goes on."""
         return Cursor.of(self.facts)
 
-    def restore(self, network: nn.Cell, step: nn.Cell, flavour: str) -> list[str]:
+    def restore(self, network: nn.Cell, step: TrainOneStep, flavour: str) -> list[str]:
         """Bring network, optimizer and counters to where they were; the names that the checkpoint knows nothing of."""
         load_pretrained(network, str(self.path), flavour)
         afresh = []
-        for name, parameter in _state_of(network, step).items():
+        for name, parameter in step.state().items():
             if name in self.arrays and self.arrays[name].shape == tuple(parameter.shape):
                 assign(parameter, self.arrays[name])
-            elif not name.startswith("accumulated"):  # empty between two updates, which is when a checkpoint is made
+            else:
                 afresh.append(name)
         return afresh
 
@@ -176,7 +177,7 @@ class Checkpoints:
     def save(
         self,
         network: nn.Cell,
-        step: nn.Cell,
+        step: TrainOneStep,
         config: Config,
         cursor: Cursor,
         finished: bool,
@@ -189,7 +190,7 @@ class Checkpoints:
 
         Args:
             network: whose parameters go to the .ckpt.
-            step: the training step, whose other parameters go to the .state.
+            step: the training step, whose state goes to the .state.
             config: of the run, to compare at resume.
             cursor: where the run is.
             finished: whether the epoch was validated and recorded too, so that the run goes on with the next.
@@ -211,7 +212,7 @@ class Checkpoints:
             "kernels": self.kernels,
             "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
-        arrays = {name: parameter.asnumpy() for name, parameter in _state_of(network, step).items()}
+        arrays = {name: parameter.asnumpy() for name, parameter in step.state().items()}
         try:
             _write_state(path.with_suffix(".state"), facts, arrays)
         except UserError:
@@ -282,16 +283,6 @@ def holding(network: nn.Cell, values: Optional[dict[str, np.ndarray]]) -> Iterat
         for parameter in network.get_parameters():
             if parameter.name in own:
                 assign(parameter, own[parameter.name])
-
-
-def _state_of(network: nn.Cell, step: nn.Cell) -> dict[str, ms.Parameter]:
-    """The step's parameters beside the network's; rates follow from the configuration, `stat` is always zero."""
-    weights = {parameter.name for parameter in network.get_parameters()}
-    return {
-        parameter.name: parameter
-        for parameter in step.get_parameters()
-        if parameter.name not in weights and not parameter.name.startswith(("learning_rate", "stat."))
-    }
 
 
 def _write_state(path: Path, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

@@ -46,7 +46,7 @@ class Judge:
         Raises:
             Interrupted: a stop signal has come.
         """
-        self.ranks.average_statistics(self.step)
+        self.ranks.average_statistics(self.step.statistics())
         scores = self._scores_of("", None, keep)
         averaged = self.step.averaged_weights()
         if averaged:

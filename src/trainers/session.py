@@ -12,7 +12,7 @@ from mindspore import nn
 from src.args import Config
 from src.data.data_utils.modelarts import Outbox
 from src.data.imagenet import TrainBatches
-from src.distributed.ranks import Ranks, trained
+from src.distributed.ranks import Ranks
 from src.errors import UserError
 from src.tools.callback import Metrics, Progress
 from src.tools.cell import native_kernels
@@ -176,8 +176,8 @@ class Session:
             sys.exit(128 + number)
 
     def _save(self, finished: bool) -> Path:
-        self.ranks.average_statistics(self.step)
-        self.ranks.check_identical(trained(self.step))
+        self.ranks.average_statistics(self.step.statistics())
+        self.ranks.check_identical(self.step.replicated())
         path = self.checkpoints.save(self.network, self.step, self.config, self.cursor, finished)
         self.outbox.send()
         return path
@@ -187,7 +187,7 @@ class Session:
             return
         self.cursor.best = top1
         self.checkpoints.save_best(self.network)
-        if self.step.ema_decay:
+        if self.step.average:
             _log.info("best so far: the %s weights", whose)
 
     def _find_saved(self) -> Optional[Saved]:
