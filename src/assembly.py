@@ -29,7 +29,14 @@ def build_network(config: Config) -> nn.Cell:
         UserError: the pretrained weights do not fit.
     """
     kernels = native_kernels(config)
-    network = create_model(config.arch, config.num_classes, config.drop_path_rate, config.flavour, kernels.network)
+    network = create_model(
+        config.arch,
+        config.num_classes,
+        config.drop_path_rate,
+        config.flavour,
+        kernels.network,
+        config.drop_path_on,
+    )
     if config.pretrained:
         left_out = load_pretrained(network, config.pretrained, config.flavour, drop_head=True)
         _log.info("weights: %s%s", config.pretrained, f", but not {', '.join(left_out)}" if left_out else "")

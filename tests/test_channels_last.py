@@ -1,5 +1,7 @@
 """A network of the CPU's own kernels computes what the same network of MindSpore's operators does."""
 
+from typing import Callable
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ from mindspore import Tensor, nn, ops
 from src.errors import UserError
 from src.kernels.build import has_bfloat16, library
 from src.models import create_model
-from src.models.channels_last import Conv2d
+from src.models.architectures import FLAVOURS
+from src.models.channels_last import LAYERS, ChannelsLast, Conv2d
+from src.models.ddrnet import Builder, Chain, DropPath, Residual
 from src.models.fold import fold_batch_norm
+from src.models.layers import Layers
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from tests.golden import weights as golden
 
@@ -91,10 +96,7 @@ class Trained:
 
     def __call__(self, *batch: np.ndarray) -> tuple[float, dict, dict]:
         ms.set_context(mode=self.mode)
-        try:
-            loss, gradients = self.differentiate(*map(Tensor, batch))
-        finally:
-            ms.set_context(mode=ms.GRAPH_MODE)
+        loss, gradients = self.differentiate(*map(Tensor, batch))
         moving = {name: p.asnumpy() for name, p in self.network.parameters_dict().items() if "moving" in name}
         return (
             float(loss.asnumpy()),
@@ -137,3 +139,165 @@ def test_loss_gradients_and_moving_statistics_are_those_of_mindspores_operators(
         assert np.median(off) < 0.05
         agree += max(off) < 3e-4
     assert agree >= 1
+
+
+class SquaredReLU(nn.ReLU):
+    """Derived from a cell that blocks know, and another function."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.square(ops.relu(x))
+
+
+def doubling(kind: type) -> type:
+    class Doubling(kind):
+        """Derived from a convolution or norm, and another function."""
+
+        def construct(self, *inputs: Tensor) -> Tensor:
+            return super().construct(*inputs) * 2.0
+
+    return Doubling
+
+
+def replaced(position: int, make) -> Callable:
+    def change(layers: type[Layers], cells: list) -> list:
+        return [*cells[:position], make(layers), *cells[position + 1 :]]
+
+    return change
+
+
+def inserted(position: int, make) -> Callable:
+    def change(layers: type[Layers], cells: list) -> list:
+        return [*cells[:position], make(layers), *cells[position:]]
+
+    return change
+
+
+CHANGES = {  # of a chain of convolution, norm, ReLU, convolution, norm
+    "a sigmoid for the ReLU": replaced(2, lambda layers: nn.Sigmoid()),
+    "no ReLU": lambda layers, cells: [*cells[:2], *cells[3:]],
+    "a second ReLU, before the norm": inserted(1, lambda layers: nn.ReLU()),
+    "a ReLU at the end": inserted(5, lambda layers: nn.ReLU()),
+    "a sigmoid at the end": inserted(5, lambda layers: nn.Sigmoid()),
+    "a derived ReLU": replaced(2, lambda layers: SquaredReLU()),
+    "a pooling": inserted(3, lambda layers: nn.AvgPool2d(2, 1, pad_mode="same")),
+    "a sigmoid before the last norm": inserted(4, lambda layers: nn.Sigmoid()),
+    "another norm": replaced(1, lambda layers: nn.GroupNorm(4, 16)),
+    "another norm at the end": replaced(4, lambda layers: nn.GroupNorm(2, 8)),
+    "a derived norm": replaced(1, lambda layers: doubling(layers.norm)(16, eps=1e-5, momentum=0.9)),
+    "no norm": lambda layers, cells: [cells[0], *cells[2:]],
+    "no norm at the end": lambda layers, cells: cells[:4],
+    "nothing for a norm": replaced(1, lambda layers: nn.Identity()),
+    "a grouped convolution": replaced(3, lambda layers: nn.Conv2d(16, 8, 3, group=4, weight_init="he_uniform")),
+    "a dilated convolution": replaced(3, lambda layers: nn.Conv2d(16, 8, 3, dilation=2, weight_init="he_uniform")),
+    "a derived convolution": replaced(
+        3, lambda layers: doubling(layers.conv)(16, 8, 3, pad_mode="pad", padding=1, has_bias=True)
+    ),
+    "only a ReLU": lambda layers, cells: [nn.ReLU()],
+}
+
+
+class Held(nn.Cell):
+    """A chain alone, in the order of axes of the images."""
+
+    def __init__(self, layers: type[Layers], change) -> None:
+        super().__init__()
+        build = Builder(layers, FLAVOURS["zoo"])
+        cells = [*build.conv_bn(6, 16, 3, 1), nn.ReLU(), *build.conv_bn(16, 8, 1, 1)]
+        self.chain = Chain(layers, change(layers, cells))
+        self.layers = layers
+
+    def construct(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        y = self.chain(self.layers.enter(x), self.layers.enter(shortcut), True)
+        return y if self.layers is Layers else ops.transpose(y, (0, 3, 1, 2))
+
+    def one_by_one(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """What is written, with nothing fused."""
+        for cell in self.chain.cell_list:
+            x = cell(x)
+        return ops.relu(x + shortcut)
+
+
+def filled(cell: nn.Cell) -> nn.Cell:
+    for name, parameter in cell.parameters_dict().items():
+        parameter.set_data(Tensor(golden.value(name, parameter.shape)))
+    return cell
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_what_is_written_in_a_chain_runs_on_every_set_of_layers_and_folded(change):
+    x = golden.images(1, (2, 6, 9, 7))
+    theirs, unchanged = filled(Held(Layers, change)), filled(Held(Layers, lambda layers, cells: cells))
+    channels = 6 if len(theirs.chain.cell_list) == 1 else 8
+    inputs = Tensor(x), Tensor(golden.images(2, (2, channels, 9, 7)))
+    want = theirs.set_train(False).one_by_one(*inputs).asnumpy()
+    if channels == 8:
+        assert np.abs(unchanged.set_train(False)(*inputs).asnumpy() - want).max() > 1e-2
+    ours = filled(Held(ChannelsLast, change)).set_train(False)
+    assert {p.name for p in ours.get_parameters()} == {p.name for p in theirs.get_parameters()}
+    for cell in (theirs, fold_batch_norm(theirs), ours, fold_batch_norm(ours)):
+        np.testing.assert_allclose(cell(*inputs).asnumpy(), want, atol=5e-6 * max(1, np.abs(want).max()))
+    for cell in (theirs, ours):
+        cell.set_train()
+    want = theirs.one_by_one(*inputs).asnumpy()
+    for cell in (theirs, ours):
+        np.testing.assert_allclose(cell(*inputs).asnumpy(), want, atol=2e-5 * max(1, np.abs(want).max()))
+
+
+@pytest.mark.parametrize("layers", [Layers, ChannelsLast])
+@pytest.mark.parametrize("position", [1, 2, 3, 4, 5])
+def test_dropout_anywhere_in_a_chain_drops(layers, position):
+    cell = filled(Held(layers, inserted(position, lambda layers: nn.Dropout(p=0.5)))).set_train()
+    inputs = Tensor(golden.images(1, (2, 6, 9, 7))), Tensor(golden.images(2, (2, 8, 9, 7)))
+    first, second = (cell(*inputs).asnumpy() for _ in range(2))
+    assert np.abs(first - second).max() > 0.1
+    without = filled(Held(layers, lambda layers, cells: cells)).set_train(False)
+    renamed = {f"chain.{i + (i >= position)}": f"chain.{i}" for i in range(5)}
+    for name, parameter in cell.parameters_dict().items():
+        place, _, kind = name.rpartition(".")
+        parameter.set_data(without.parameters_dict()[f"{renamed[place]}.{kind}"].value())
+    np.testing.assert_allclose(cell.set_train(False)(*inputs).asnumpy(), without(*inputs).asnumpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("native", ["", "float32"])
+def test_cells_put_into_a_built_network_run_in_graph_mode_and_folded(native):
+    def changed() -> nn.Cell:
+        cell = network("DDRNet23Slim", "zoo", 7, native)
+        cell.last_layer[2] = nn.Sigmoid()
+        cell.layer3[0].bn1 = filled(nn.GroupNorm(8, 128))
+        cell.layer4_.append(nn.Tanh())
+        cell.layer1[1].conv2 = nn.Conv2d(32, 32, 3, group=8, weight_init="he_uniform")
+        return filled(cell)
+
+    images = Tensor(golden.images(shape=(2, 3, 64, 64)))
+    cell = network("DDRNet23Slim", "zoo", 7)
+    cell.last_layer[2] = nn.Sigmoid()
+    cell.layer3[0].bn1 = nn.GroupNorm(8, 128)
+    cell.layer4_.append(nn.Tanh())
+    cell.layer1[1].conv2 = nn.Conv2d(32, 32, 3, group=8, weight_init="he_uniform")
+    want = filled(cell)(images).asnumpy()
+    assert np.abs(network("DDRNet23Slim", "zoo", 7)(images).asnumpy() - want).max() > 1e-2
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ours = changed()
+    for one in (ours, fold_batch_norm(ours)):
+        assert np.abs(one(images).asnumpy() - want).max() < 1e-5
+
+
+def test_a_replaced_cell_in_a_unit_changes_what_runs_with_drop_path_on():
+    """A unit whose last norm the kernels do not know, in training, each part of it dropped."""
+    x, uniforms = golden.images(1, (4, 16, 6, 5)), Tensor(np.array([[0.1], [0.9], [0.3], [0.8]], np.float32))
+    for drops_shortcut in (False, True):
+        units = []
+        for layers in (Layers, LAYERS["float32"]):
+            build = Builder(layers, FLAVOURS["zoo"])
+            unit = Residual(16, 16, (3, 3), 1, True, DropPath(0.5, 0), drops_shortcut, build)
+            unit.bn2 = nn.GroupNorm(4, 16)
+            units.append(filled(unit).set_train())
+        theirs, ours = units
+        want = theirs(Tensor(x), uniforms).asnumpy()
+        branch = theirs.bn2(theirs.conv2(ops.relu(theirs.bn1(theirs.conv1(Tensor(x)))))).asnumpy()
+        scale = np.array([2, 0, 2, 0], np.float32).reshape(4, 1, 1, 1)
+        exact = branch + x * scale if drops_shortcut else branch * scale + x
+        np.testing.assert_allclose(want, np.maximum(exact, 0), atol=1e-4)
+        got = ours(Tensor(x.transpose(0, 2, 3, 1).copy()), uniforms).asnumpy().transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(got, want, atol=1e-4)
+

@@ -133,23 +133,28 @@ def test_a_convolution_finishes_with_bias_shortcut_and_relu(shape, out, kernel, 
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("added", operators.ADDED)
 @pytest.mark.parametrize(
     ("shape", "offset"), [((3, 5, 7, 6), 0.0), ((8, 40, 40, 64), 100.0), ((1, 2, 3, 33), 0.0), ((2, 2, 2, 512), 3.0)]
 )
-def test_batch_norm_and_its_gradient_equal_the_published_formula(shape, offset, adds, relu):
+def test_batch_norm_and_its_gradient_equal_the_published_formula(shape, offset, added, relu):
     """With an offset much larger than the deviation, which sums of squares alone would not survive."""
     x, dy, channels = noise(*shape) + np.float32(offset), noise(*shape), shape[3]
     gamma, beta, moving_mean, moving_variance = noise(channels), noise(channels), noise(channels), noise(channels) ** 2
     shortcut, rule = noise(*shape), np.array([1e-5, 0.9], np.float32)
+    scale = np.where(np.arange(shape[0]) % 3 == 1, np.float32(0), np.float32(1.25))
+    kept = scale.reshape(-1, 1, 1, 1).astype(np.float64)
+    on_branch, on_shortcut = kept if added == "drop_branch" else 1, kept if added == "drop_shortcut" else 1
     flat, rows = x.reshape(-1, channels).astype(np.float64), x.size // channels
     mean, variance = flat.mean(0), flat.var(0)
     inverse = 1 / np.sqrt(variance + 1e-5)
     normal = (flat - mean) * inverse
-    want = (normal * gamma + beta).reshape(shape) + adds * shortcut
-    norm = operators.batch_norm(relu, adds)
+    want = (normal * gamma + beta).reshape(shape) * on_branch + bool(added) * shortcut * on_shortcut
+    norm = operators.batch_norm(relu, added)
     moving = [Parameter(Tensor(value.copy()), name="moving") for value in (moving_mean, moving_variance)]
-    tensors = [*map(Tensor, (x, gamma, beta)), *moving, Tensor(rule), *[Tensor(shortcut)] * adds]
+    scaled = added.startswith("drop")
+    tensors = [*map(Tensor, (x, gamma, beta)), *moving, Tensor(rule)]
+    tensors += [Tensor(shortcut)] * bool(added) + [Tensor(scale)] * scaled
     y, got_mean, got_inverse = (out.asnumpy() for out in norm(*tensors))
     new_mean, new_variance = (parameter.asnumpy() for parameter in moving)
     np.testing.assert_allclose(y, np.maximum(want, 0) if relu else want, atol=3e-5 * (1 + offset / 10))
@@ -162,14 +167,50 @@ def test_batch_norm_and_its_gradient_equal_the_published_formula(shape, offset, 
     def scalar(*inputs):
         return (norm(*inputs)[0] * Tensor(dy)).sum()
 
-    got = ops.grad(scalar, (0, 1, 2, 6)[: 3 + adds])(*tensors)
+    got = ops.grad(scalar, (0, 1, 2, 6)[: 3 + bool(added)])(*tensors)
     behind = np.where(y > 0, dy, 0) if relu else dy
-    grads = behind.reshape(rows, channels).astype(np.float64)
+    grads = (behind * on_branch).reshape(rows, channels).astype(np.float64)
     dgamma, dbeta = (grads * normal).sum(0), grads.sum(0)
     dx = gamma * inverse * (grads - dbeta / rows - normal * dgamma / rows)
-    for gradient, exact in zip(got, (dx.reshape(shape), dgamma, dbeta, behind)):
-        scale = max(1, np.abs(exact).max()) * (1 + offset / 10)
-        np.testing.assert_allclose(gradient.asnumpy(), exact, atol=3e-5 * scale)
+    for gradient, exact in zip(got, (dx.reshape(shape), dgamma, dbeta, behind * on_shortcut)):
+        largest = max(1, np.abs(exact).max()) * (1 + offset / 10)
+        np.testing.assert_allclose(gradient.asnumpy(), exact, atol=3e-5 * largest)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", ["drop_branch", "drop_shortcut"])
+def test_drop_path_in_batch_norm_has_the_gradient_of_mindspores_operators_and_of_differences(added, relu):
+    shape = (5, 4, 6, 10)
+    x, shortcut, dy = noise(*shape), noise(*shape), noise(*shape)
+    gamma, beta = 1 + noise(10) / 4, noise(10)
+    scale = np.array([1.5, 0, 1.5, 1.5, 0], np.float32)
+    moving = [Parameter(Tensor(np.ones(10, np.float32)), name="moving") for _ in range(2)]
+    rule, norm = Tensor(np.array([1e-5, 0.9], np.float32)), operators.batch_norm(relu, added)
+    plain = nn.BatchNorm2d(10, eps=1e-5, momentum=0.9).set_train()
+
+    def ours(x, gamma, beta, shortcut):
+        return (norm(x, gamma, beta, *moving, rule, shortcut, Tensor(scale))[0] * Tensor(dy)).sum()
+
+    def theirs(x, gamma, beta, shortcut):
+        y = ops.transpose(plain(ops.transpose(x, (0, 3, 1, 2))), (0, 2, 3, 1)) * gamma + beta
+        kept = Tensor(scale.reshape(-1, 1, 1, 1))
+        y = y * kept + shortcut if added == "drop_branch" else y + shortcut * kept
+        return ((ops.relu(y) if relu else y) * Tensor(dy)).sum()
+
+    inputs = tuple(map(Tensor, (x, gamma, beta, shortcut)))
+    got, want = (ops.grad(function, (0, 1, 2, 3))(*inputs) for function in (ours, theirs))
+    for one, other in zip(got, want):
+        np.testing.assert_allclose(one.asnumpy(), other.asnumpy(), rtol=1e-4, atol=2e-5)
+    if relu:
+        return  # a difference may step over its kink
+    for i, gradient in enumerate(got):
+        step = noise(*gradient.shape) / 64
+        up, down = (
+            float(ours(*(Tensor(value.asnumpy() + sign * step) if j == i else value for j, value in enumerate(inputs))))
+            for sign in (np.float32(1), np.float32(-1))
+        )
+        slope = (gradient.asnumpy().astype(np.float64) * step).sum()
+        assert (up - down) / 2 == pytest.approx(slope, rel=0.01, abs=0.01)
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])

@@ -10,6 +10,7 @@ from mindspore import Tensor, nn
 from src.args import parse_args
 from src.errors import UserError
 from src.models import ARCHITECTURES, create_model
+from src.models.architectures import FLAVOURS, drop_path_rates
 from src.models.ddrnet import DropPath, Residual
 from src.tools.schedulers import learning_rates
 from tests.golden import weights as golden
@@ -23,16 +24,27 @@ GOLDEN = [
 
 
 @pytest.fixture(autouse=True)
-def _pynative():
-    mode = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
+def _same_weights_whatever_ran_before():
     ms.set_seed(1)
-    yield
-    ms.set_context(mode=mode)
+
+
+@pytest.mark.parametrize("flavour", list(FLAVOURS))
+@pytest.mark.parametrize("arch", list(ARCHITECTURES))
+def test_parameters_have_the_published_names(arch, flavour):
+    assert {parameter.name for parameter in create_model(arch, flavour=flavour).get_parameters()} == (
+        golden.published_names(arch, flavour)
+    )
+
+
+def test_parameters_are_those_of_the_checkpoint_on_mindspore_hub():
+    shapes = {name: parameter.shape for name, parameter in create_model("DDRNet23").parameters_dict().items()}
+    assert shapes == golden.parameters("ddrnet23_zoo_parameters.txt")
+    assert len(shapes) == 227
 
 
 def golden_network(arch: str, flavour: str, num_classes: int = 1000) -> nn.Cell:
     network = create_model(arch, num_classes, flavour=flavour).set_train(False)
+    assert set(network.parameters_dict()) == golden.published_names(arch, flavour)
     for name, parameter in network.parameters_dict().items():
         parameter.set_data(Tensor(golden.value(name, parameter.shape)))
     return network
@@ -48,12 +60,6 @@ def test_logits_match_the_golden_file_in_graph_mode():
     ms.set_context(mode=ms.GRAPH_MODE)
     logits = golden_network("DDRNet23", "zoo")(Tensor(golden.images())).asnumpy()
     assert np.abs(logits - golden.logits("ddrnet23_zoo.npz")).max() < 1e-4
-
-
-def test_parameters_are_those_of_the_checkpoint_on_mindspore_hub():
-    shapes = {name: parameter.shape for name, parameter in create_model("DDRNet23").parameters_dict().items()}
-    assert shapes == golden.parameters("ddrnet23_zoo_parameters.txt")
-    assert len(shapes) == 227
 
 
 @pytest.mark.parametrize(
@@ -137,60 +143,95 @@ def test_training_forward_and_moving_statistics_are_pytorchs():
 
 
 def test_drop_path_drops_whole_samples_and_scales_the_others():
-    cell = DropPath(rate=0.25, column=1).set_train(True)
-    images = np.ones((4, 2, 3, 3), np.float32)
+    cell = DropPath(rate=0.25, column=1)
     uniforms = np.array([[0.9, 0.1], [0.1, 0.7499], [0.1, 0.75], [0.1, 0.99]], np.float32)
-    out = cell(Tensor(images), Tensor(uniforms)).asnumpy()
-    np.testing.assert_allclose(out[:2], images[:2] / 0.75, rtol=1e-6)
-    assert not out[2:].any()
+    scale = cell(Tensor(np.ones((4, 2, 3, 3), np.float32)), Tensor(uniforms)).asnumpy()
+    np.testing.assert_allclose(scale, [1 / 0.75, 1 / 0.75, 0, 0], rtol=1e-6)
 
 
 def test_drop_path_draws_for_itself_at_its_rate():
     count, rate = 4000, 0.3
-    out = DropPath(rate, column=0).set_train(True)(Tensor(np.ones((count, 1, 2, 2), np.float32))).asnumpy()
-    dropped = (out == 0).all(axis=(1, 2, 3))
-    kept = (out == out.max()).all(axis=(1, 2, 3))
-    assert (dropped | kept).all()
+    scale = DropPath(rate, column=0)(Tensor(np.ones((count, 1, 2, 2), np.float32))).asnumpy()
+    dropped = scale == 0
+    assert np.unique(scale).size == 2
     assert abs(dropped.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / count)
 
 
-@pytest.mark.parametrize(("rate", "training"), [(0.5, False), (0.0, True)])
-def test_drop_path_is_the_identity_in_inference_and_at_rate_0(rate, training):
-    images = golden.images(shape=(3, 2, 4, 4))
-    out = DropPath(rate, column=0).set_train(training)(Tensor(images), Tensor(np.full((3, 1), 0.999, np.float32)))
-    assert (out.asnumpy() == images).all()
+@pytest.mark.parametrize(("rate", "training"), [(0.9, False), (0.0, True)])
+def test_drop_path_does_nothing_in_inference_and_at_rate_0(rate, training):
+    units = [create_model("DDRNet23Slim", drop_path_rate=given).layer4[1].set_train(training) for given in (rate, 0.0)]
+    for name, parameter in units[0].parameters_dict().items():
+        parameter.set_data(units[1].parameters_dict()[name].value())
+    images = Tensor(golden.images(shape=(3, 256, 4, 4)))
+    one, other = (unit(images, Tensor(np.full((3, 14), 0.999, np.float32))).asnumpy() for unit in units)
+    assert (one == other).all()
 
 
+@pytest.mark.parametrize("on", ["branch", "shortcut"])
 @pytest.mark.parametrize(
-    ("unit", "channels"), [("layer1.1", 32), ("layer1.0", 32), ("layer2.0", 32), ("layer5.0", 256)]
+    ("unit", "channels"), [("layer1.1", 32), ("layer2.0", 32), ("layer3_.1", 64), ("layer5.0", 256)]
 )
-def test_drop_path_acts_on_the_residual_branch_and_never_on_the_identity(unit, channels):
-    network = create_model("DDRNet23Slim", drop_path_rate=0.9).set_train(True)
+def test_drop_path_drops_the_branch_or_the_shortcut_and_scales_what_is_kept(unit, channels, on):
+    network = create_model("DDRNet23Slim", drop_path_rate=0.9, drop_path_on=on).set_train(True)
     cell = dict(network.cells_and_names())[unit]
     images = Tensor(golden.images(shape=(3, channels, 8, 8)))
     uniforms = np.zeros((3, network.num_drop_paths), np.float32)
     uniforms[1] = 0.9999
-    out = cell(images, Tensor(uniforms)).asnumpy()
+    branch = images
+    for i, (conv, norm) in enumerate(cell.blocks):
+        branch = norm(conv(nn.ReLU()(branch) if i else branch))
+    branch = branch.asnumpy()
     identity = (cell.downsample(images) if cell.has_projection else images).asnumpy()
+    scale = np.array([1 / cell.drop_path.keep, 0, 1 / cell.drop_path.keep], np.float32).reshape(3, 1, 1, 1)
+    want = branch * scale + identity if on == "branch" else branch + identity * scale
     if cell.last_relu:
-        identity = np.maximum(identity, 0)
-    np.testing.assert_allclose(out[1], identity[1], atol=1e-6)
-    for kept in (0, 2):
-        assert np.abs(out[kept] - identity[kept]).max() > 0.1
+        want = np.maximum(want, 0)
+    out = cell(images, Tensor(uniforms)).asnumpy()
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", list(ARCHITECTURES))
-def test_drop_path_rate_rises_linearly_with_depth(arch):
-    network = create_model(arch, drop_path_rate=0.2)
+ZOO_RATES = {  # of the original at drop_path_rate 0.1, DDRNet23
+    "layer1": [0.0, 0.1 / 7], "layer2": [0.2 / 7, 0.3 / 7], "layer3": [0.4 / 7, 0.5 / 7], "layer4": [0.6 / 7, 0.1],
+    "layer3_": [0.2 / 7, 0.3 / 7], "layer4_": [0.4 / 7, 0.5 / 7], "layer5_": [0.1], "layer5": [0.1],
+}  # fmt: skip
+PAPER_RATES = {  # l / L of 0.1, Huang et al., equation 4
+    "layer1": [0.1 / 9, 0.2 / 9], "layer2": [0.3 / 9, 0.4 / 9], "layer3": [0.5 / 9, 0.6 / 9],
+    "layer4": [0.7 / 9, 0.8 / 9], "layer3_": [0.5 / 9, 0.6 / 9], "layer4_": [0.7 / 9, 0.8 / 9],
+    "layer5_": [0.1], "layer5": [0.1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flavour", "on", "drops_shortcut", "rates"),
+    [
+        ("zoo", "auto", True, ZOO_RATES),
+        ("zoo", "branch", False, PAPER_RATES),
+        ("paper", "auto", False, PAPER_RATES),
+        ("paper", "shortcut", True, ZOO_RATES),
+    ],
+)
+def test_each_flavour_drops_where_its_training_did_and_at_its_rates(flavour, on, drops_shortcut, rates):
+    network = create_model("DDRNet23", drop_path_rate=0.1, flavour=flavour, drop_path_on=on)
     units = {name: cell for name, cell in network.cells_and_names() if isinstance(cell, Residual)}
-    stages = ["layer1", "layer2", *(f"layer{part}" for part in ARCHITECTURES[arch].third), "layer4", "layer5"]
-    low = [name for stage in stages for name in units if name.startswith(f"{stage}.")]
-    for depth, name in enumerate(low, 1):
-        assert 1 - units[name].drop_path.keep == pytest.approx(0.2 * depth / len(low))
-    for name, cell in units.items():
-        if name not in low:
-            assert cell.drop_path.keep == units[name.replace("_.", ".")].drop_path.keep
-    assert sorted(cell.drop_path.column for cell in units.values()) == list(range(network.num_drop_paths))
+    assert all(unit.drops_shortcut == drops_shortcut for unit in units.values())
+    for stage, wanted in rates.items():
+        got = [1 - units[f"{stage}.{i}"].drop_path.keep for i in range(len(wanted))]
+        np.testing.assert_allclose(got, wanted, atol=1e-12, err_msg=stage)
+    assert len(units) == sum(map(len, rates.values())) == network.num_drop_paths == 14
+    assert sorted(unit.drop_path.column for unit in units.values()) == list(range(14))
+
+
+def test_drop_path_rates_of_the_deeper_network_follow_the_same_rules():
+    shortcut = drop_path_rates(ARCHITECTURES["DDRNet39"], 0.15, "shortcut")
+    np.testing.assert_allclose(shortcut["layer1"] + shortcut["layer2"], np.arange(7) / 100)
+    assert shortcut["layer3_1_"] == shortcut["layer2"][:3]
+    assert shortcut["layer3_2_"] == shortcut["layer3_1"]
+    assert shortcut["layer4_"] == shortcut["layer3_2"]
+    np.testing.assert_allclose([shortcut["layer4"][2], shortcut["layer5"][0], shortcut["layer5_"][0]], 0.15)
+    branch = drop_path_rates(ARCHITECTURES["DDRNet39"], 0.17, "branch")
+    low = [rate for stage in ("1", "2", "3_1", "3_2", "4", "5") for rate in branch[f"layer{stage}"]]
+    np.testing.assert_allclose(low, np.arange(1, 18) / 100)
+    assert all(branch[f"layer{stage}_"] == branch[f"layer{stage}"] for stage in ("3_1", "3_2", "4", "5"))
 
 
 def test_drop_path_of_a_network_follows_from_the_given_numbers_alone():
@@ -215,17 +256,23 @@ def test_convolutions_start_as_he_et_al_with_fan_out():
             assert cell.bias is None or not cell.bias.asnumpy().any(), name
 
 
-def test_batch_norm_and_classifier_start_neutral():
-    network = create_model("DDRNet23Slim")
-    for name, parameter in network.parameters_dict().items():
+def test_batch_norm_starts_neutral():
+    for name, parameter in create_model("DDRNet23Slim").parameters_dict().items():
         if name.endswith((".gamma", ".moving_variance")):
             assert (parameter.asnumpy() == 1).all(), name
         if name.endswith((".beta", ".moving_mean")):
             assert not parameter.asnumpy().any(), name
+
+
+@pytest.mark.parametrize(("flavour", "deviation", "kurtosis"), [("zoo", 0.01, 3.0), ("paper", 1024**-0.5 / 3**0.5, 1.8)])
+def test_the_classifier_starts_normal_in_the_zoos_flavour_and_uniform_in_the_papers(flavour, deviation, kurtosis):
+    """The fourth moment tells a normal distribution, 3, from a uniform one, 1.8."""
+    network = create_model("DDRNet23Slim", flavour=flavour)
     weight = network.linear.weight.asnumpy()
-    bound = 1 / np.sqrt(weight.shape[1])
-    assert np.abs(weight).max() <= bound
-    assert weight.std() == pytest.approx(bound / np.sqrt(3), rel=0.01)
+    assert weight.shape == (1000, 1024)
+    assert abs(weight.mean()) < 5 * deviation / np.sqrt(weight.size)
+    assert weight.std() == pytest.approx(deviation, rel=5 / np.sqrt(2 * weight.size))
+    assert ((weight / weight.std()) ** 4).mean() == pytest.approx(kurtosis, rel=0.02)
     assert not network.linear.bias.asnumpy().any()
 
 
@@ -234,6 +281,7 @@ def test_batch_norm_and_classifier_start_neutral():
     [
         ({"arch": "DDRNet50"}, ["arch", "DDRNet50", "DDRNet23Slim", "DDRNet39"]),
         ({"flavour": "vanilla"}, ["flavour", "vanilla", "zoo", "paper"]),
+        ({"drop_path_on": "head"}, ["drop_path_on", "head", "auto", "branch", "shortcut"]),
     ],
 )
 def test_an_unknown_name_is_an_error_that_gives_the_known_ones(arguments, words):

@@ -75,19 +75,19 @@ def test_folding_batch_norm_changes_logits_by_rounding_alone(flavour):
 
 
 def test_what_a_changed_network_adds_is_folded_too_or_refused():
-    def changed(net):
-        net.extra_conv, net.extra_norm = nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)
-        net.extra_head = nn.Dense(3, 2)
-        return net
-
-    net = changed(network())
-    copy = changed(DDRNet(net.architecture, replace(net.flavour, folded=True), 10))
+    net = network()
+    net.extra_conv, net.extra_norm = nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)
+    net.extra_head = nn.Dense(3, 2)
+    copy = fold_batch_norm(net)
+    for parameter in net.get_parameters():
+        if parameter.name.startswith("extra") or parameter.name == "linear.weight":
+            parameter.set_data(parameter + 1.0)
     refold(net, copy)
     for name in ("extra_conv.weight", "extra_norm.gamma", "extra_head.weight", "linear.weight"):
         own, folded = (cell.parameters_dict()[name].asnumpy() for cell in (net, copy))
         np.testing.assert_array_equal(own, folded)
     images = Tensor(IMAGES)
-    np.testing.assert_allclose(copy.set_train(False)(images).asnumpy(), net(images).asnumpy(), atol=2e-6)
+    np.testing.assert_allclose(copy(images).asnumpy(), net(images).asnumpy(), atol=1e-3)
     copy.another = nn.Dense(3, 2)
     with pytest.raises(UserError, match=r"another\..*the network has none of that shape"):
         refold(net, copy)

@@ -13,9 +13,10 @@ namespace {
 enum Slots { kFirst, kSecond, kScale, kShift, kFactor };
 
 struct Rows {
-  int64_t rows, channels, chunk, chunks;
+  int64_t rows, channels, image, chunk, chunks;  // image: floats of one
   explicit Rows(const Tensors& t, int tensor) : rows(1), channels(t.Dim(tensor, 3)) {
     for (int axis = 0; axis < 3; ++axis) rows *= t.Dim(tensor, axis);
+    image = t.Dim(tensor, 1) * t.Dim(tensor, 2) * channels;
     chunk = std::max<int64_t>(1, (1 << 15) / channels);  // 128 KiB, which stays in the second cache
     chunks = DivideUp(rows, chunk);
   }
@@ -23,17 +24,25 @@ struct Rows {
   int64_t count(int64_t c) const { return std::min(chunk, rows - c * chunk); }
 };
 
-// x, gamma, beta, moving mean, moving variance, rule (2: eps, momentum)[, shortcut] to y, mean, 1 / deviation; both
-// moving ones change in place. y is the normalized x, plus the shortcut, through a ReLU where asked for.
-template <bool relu, bool adds>
+// What is added to the normalized x: nothing; a shortcut; or a shortcut where drop path multiplies, image by image, what
+// is normalized or the shortcut by a scale (Huang et al., arXiv 1603.09382).
+enum class Added { kNothing, kShortcut, kDropBranch, kDropShortcut };
+constexpr bool Adds(Added added) { return added != Added::kNothing; }
+constexpr bool Drops(Added added) { return added == Added::kDropBranch || added == Added::kDropShortcut; }
+
+// x, gamma, beta, moving mean, moving variance, rule (2: eps, momentum)[, shortcut[, scale (images)]] to y, mean,
+// 1 / deviation; both moving ones change in place. y is the normalized x and what is added, through a ReLU where asked
+// for.
+template <bool relu, Added added>
 void Normalize(const Tensors& t) {
   const Rows r(t, 0);
-  const int64_t channels = r.channels;
+  const int64_t channels = r.channels, image = r.image;
   const float *x = t.In(0), *gamma = t.In(1), *beta = t.In(2);
   float *moving_mean = t.Out(3), *moving_variance = t.Out(4);
   const double eps = t.In(5)[0], momentum = t.In(5)[1];
-  const float* shortcut = adds ? t.In(6) : nullptr;
-  constexpr int out = adds ? 7 : 6;
+  const float* shortcut = Adds(added) ? t.In(6) : nullptr;
+  const float* scales = Drops(added) ? t.In(7) : nullptr;
+  constexpr int out = 6 + Adds(added) + Drops(added);
   float *y = t.Out(out), *mean = t.Out(out + 1), *inverse = t.Out(out + 2);
   // Of each chunk the mean, and the squared distances from it, which no cancellation spoils.
   float* means = Scratch(kFirst, r.chunks * channels);
@@ -79,28 +88,32 @@ void Normalize(const Tensors& t) {
   Parallel(r.chunks, [&](int64_t c) {
     const int64_t first = r.first(c) * channels, last = first + r.count(c) * channels;
     for (int64_t row = first; row < last; row += channels) {
-      const float *__restrict__ from = x + row, *__restrict__ added = shortcut + (adds ? row : 0);
+      const float *__restrict__ from = x + row, *__restrict__ beside = shortcut + (Adds(added) ? row : 0);
       float* __restrict__ to = y + row;
+      const float kept = Drops(added) ? scales[row / image] : 1.0f;
       for (int64_t i = 0; i < channels; ++i) {
         float value = from[i] * scale[i] + shift[i];
-        if (adds) value += added[i];
+        if (added == Added::kDropBranch) value *= kept;
+        if (Adds(added)) value += added == Added::kDropShortcut ? kept * beside[i] : beside[i];
         to[i] = relu && value < 0 ? 0 : value;
       }
     }
   });
 }
 
-// x, dy, gamma, mean, 1 / deviation[, y] to dx, dgamma, dbeta[, the shortcut's gradient]. Behind a ReLU, y says where dy
-// counts.
-template <bool relu, bool adds>
+// x, dy, gamma, mean, 1 / deviation[, y][, scale] to dx, dgamma, dbeta[, the shortcut's gradient where it is not dy].
+// Behind a ReLU, y says where dy counts.
+template <bool relu, Added added>
 void NormalizeGradient(const Tensors& t) {
   const Rows r(t, 0);
-  const int64_t channels = r.channels;
+  constexpr bool kAside = Drops(added) || (relu && Adds(added));
+  const int64_t channels = r.channels, image = r.image;
   const float *x = t.In(0), *dy = t.In(1), *gamma = t.In(2), *mean = t.In(3), *inverse = t.In(4);
   const float* y = relu ? t.In(5) : nullptr;
-  constexpr int out = relu ? 6 : 5;
+  const float* scales = Drops(added) ? t.In(5 + relu) : nullptr;
+  constexpr int out = 5 + relu + Drops(added);
   float *dx = t.Out(out), *dgamma = t.Out(out + 1), *dbeta = t.Out(out + 2);
-  float* dshortcut = relu && adds ? t.Out(out + 3) : nullptr;
+  float* dshortcut = kAside ? t.Out(out + 3) : nullptr;
   float* sums = Scratch(kFirst, r.chunks * channels);
   float* products = Scratch(kSecond, r.chunks * channels);
   Parallel(r.chunks, [&](int64_t c) {
@@ -111,8 +124,9 @@ void NormalizeGradient(const Tensors& t) {
     for (int64_t row = first; row < last; row += channels) {
       const float *__restrict__ from = x + row, *__restrict__ behind = y + (relu ? row : 0);
       const float* __restrict__ gradient = dy + row;
+      const float kept = added == Added::kDropBranch ? scales[row / image] : 1.0f;
       for (int64_t i = 0; i < channels; ++i) {
-        const float all = gradient[i], grad = !relu || behind[i] > 0 ? all : 0;
+        const float all = gradient[i], grad = (!relu || behind[i] > 0 ? all : 0) * kept;
         s[i] += grad;
         p[i] += grad * (from[i] - mean[i]);
       }
@@ -134,11 +148,13 @@ void NormalizeGradient(const Tensors& t) {
     for (int64_t row = first; row < last; row += channels) {
       const float *__restrict__ from = x + row, *__restrict__ behind = y + (relu ? row : 0);
       const float* __restrict__ gradient = dy + row;
-      float *__restrict__ to = dx + row, *__restrict__ aside = dshortcut + (relu && adds ? row : 0);
+      float *__restrict__ to = dx + row, *__restrict__ aside = dshortcut + (kAside ? row : 0);
+      const float kept = Drops(added) ? scales[row / image] : 1.0f;
       for (int64_t i = 0; i < channels; ++i) {
         const float all = gradient[i], grad = !relu || behind[i] > 0 ? all : 0;
-        to[i] = grad * scale[i] + from[i] * factor[i] + shift[i];
-        if (relu && adds) aside[i] = grad;
+        const float branch = added == Added::kDropBranch ? grad * kept : grad;
+        to[i] = branch * scale[i] + from[i] * factor[i] + shift[i];
+        if (kAside) aside[i] = added == Added::kDropShortcut ? grad * kept : grad;
       }
     }
   });
@@ -147,10 +163,13 @@ void NormalizeGradient(const Tensors& t) {
 }  // namespace
 }  // namespace ddrnet
 
-DDRNET_OPERATOR(batch_norm, (ddrnet::Normalize<false, false>))
-DDRNET_OPERATOR(batch_norm_relu, (ddrnet::Normalize<true, false>))
-DDRNET_OPERATOR(batch_norm_add, (ddrnet::Normalize<false, true>))
-DDRNET_OPERATOR(batch_norm_add_relu, (ddrnet::Normalize<true, true>))
-DDRNET_OPERATOR(batch_norm_gradient, (ddrnet::NormalizeGradient<false, false>))
-DDRNET_OPERATOR(batch_norm_gradient_relu, (ddrnet::NormalizeGradient<true, false>))
-DDRNET_OPERATOR(batch_norm_gradient_add_relu, (ddrnet::NormalizeGradient<true, true>))
+#define DDRNET_BATCH_NORM(suffix, added)                                                              \
+  DDRNET_OPERATOR(batch_norm##suffix, (ddrnet::Normalize<false, ddrnet::Added::added>))               \
+  DDRNET_OPERATOR(batch_norm##suffix##_relu, (ddrnet::Normalize<true, ddrnet::Added::added>))         \
+  DDRNET_OPERATOR(batch_norm_gradient##suffix, (ddrnet::NormalizeGradient<false, ddrnet::Added::added>)) \
+  DDRNET_OPERATOR(batch_norm_gradient##suffix##_relu, (ddrnet::NormalizeGradient<true, ddrnet::Added::added>))
+
+DDRNET_BATCH_NORM(, kNothing)
+DDRNET_BATCH_NORM(_add, kShortcut)
+DDRNET_BATCH_NORM(_drop_branch, kDropBranch)
+DDRNET_BATCH_NORM(_drop_shortcut, kDropShortcut)

@@ -34,6 +34,9 @@ class Operator(ops.Custom):
 
         super().__init__(f"{library()}:{name}", shape, dtype, func_type="aot", bprop=bprop)
 
+    def __deepcopy__(self, memo: dict) -> "Operator":
+        return self  # holds nothing of its own
+
     def writing(self, inputs: int, written: range) -> "Operator":
         """Say which of so many inputs the function writes to: they must be Parameters."""
         self.add_prim_attr("side_effect_mem", True)
@@ -94,46 +97,54 @@ def _check(name: str, wanted: list, shapes: list, what: list[str]) -> None:
             raise ValueError(f"{name}: {which}: must be {want}, not {shape}")
 
 
-@functools.cache
-def batch_norm(relu: bool = False, adds: bool = False) -> Operator:
-    """Batch norm in training, a shortcut added to it and a ReLU behind it, each where asked for.
+ADDED = ("", "add", "drop_branch", "drop_shortcut")
 
-    x (N, H, W, C), gamma, beta, moving mean, moving variance (C), rule (2: eps, momentum)[, shortcut (N, H, W, C)] to
-    y (N, H, W, C), mean and 1 / deviation (C). The moving ones move in place.
+
+@functools.cache
+def batch_norm(relu: bool = False, added: str = "") -> Operator:
+    """Batch norm in training, with what follows it in one pass.
+
+    x (N, H, W, C), gamma, beta, moving mean, moving variance (C), rule (2: eps, momentum)[, shortcut (N, H, W, C)[,
+    scale (N)]] to y (N, H, W, C), mean and 1 / deviation (C). The moving ones move in place.
+
+    Args:
+        relu: y is what a ReLU makes of it.
+        added: of `ADDED`. "": nothing; "add": the shortcut is added; "drop_branch": and each sample of the normalized x
+            is multiplied by its scale before; "drop_shortcut": and each sample of the shortcut is.
     """
-    name = f"batch_norm_gradient{'_add' * (relu and adds)}{'_relu' * relu}"
-    gradient = Operator(name, lambda x, dy, gamma, *_: (x, gamma, gamma, *[x] * adds), outputs=3 + (relu and adds))
+    name = f"{'_' * bool(added)}{added}{'_relu' * relu}"
+    aside = bool(added) and (relu or added != "add")  # the shortcut's gradient is another than y's
+    scaled = added not in ("", "add")
+    gradient = Operator(
+        f"batch_norm_gradient{name if aside else '_relu' * relu}",
+        lambda x, dy, gamma, *_: (x, gamma, gamma, *[x] * aside),
+        outputs=3 + aside,
+    )
 
     def gradients(x, gamma, beta, moving_mean, moving_variance, rule, out, dout):
-        dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2])
+        behind = (out[0],) if relu else ()
+        dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2], *behind)
         return (dx, dgamma, dbeta, *_zeros(moving_mean, moving_variance, rule))
 
-    def gradients_relu(x, gamma, beta, moving_mean, moving_variance, rule, out, dout):
-        dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2], out[0])
-        return (dx, dgamma, dbeta, *_zeros(moving_mean, moving_variance, rule))
-
-    def gradients_add(x, gamma, beta, moving_mean, moving_variance, rule, shortcut, out, dout):
-        dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2])
-        return (dx, dgamma, dbeta, *_zeros(moving_mean, moving_variance, rule), dout[0])
-
-    def gradients_add_relu(x, gamma, beta, moving_mean, moving_variance, rule, shortcut, out, dout):
+    def gradients_added(x, gamma, beta, moving_mean, moving_variance, rule, shortcut, out, dout):
+        if not aside:
+            dx, dgamma, dbeta = gradient(x, dout[0], gamma, out[1], out[2])
+            return (dx, dgamma, dbeta, *_zeros(moving_mean, moving_variance, rule), dout[0])
         dx, dgamma, dbeta, rest = gradient(x, dout[0], gamma, out[1], out[2], out[0])
         return (dx, dgamma, dbeta, *_zeros(moving_mean, moving_variance, rule), rest)
 
-    bprop = {
-        (False, False): gradients,
-        (True, False): gradients_relu,
-        (False, True): gradients_add,
-        (True, True): gradients_add_relu,
-    }[relu, adds]
-    name = f"batch_norm{'_add' * adds}{'_relu' * relu}"
+    def gradients_scaled(x, gamma, beta, moving_mean, moving_variance, rule, shortcut, scale, out, dout):
+        behind = (out[0],) if relu else ()
+        dx, dgamma, dbeta, rest = gradient(x, dout[0], gamma, out[1], out[2], *behind, scale)
+        return (dx, dgamma, dbeta, *_zeros(moving_mean, moving_variance, rule), rest, zeros_like(scale))
 
     def shape(x: list, *others: list) -> tuple:
-        what = ["gamma", "beta", "moving mean", "moving variance", "rule", "shortcut"]
-        _check(name, [[x[3]]] * 4 + [[2], x], list(others), what)
+        what = ["gamma", "beta", "moving mean", "moving variance", "rule", "shortcut", "scale"]
+        _check("batch_norm", [[x[3]]] * 4 + [[2], x, x[:1]], list(others), what)
         return x, others[0], others[0]
 
-    return Operator(name, shape, outputs=3, bprop=bprop).writing(6 + adds, range(3, 5))
+    bprop = gradients_scaled if scaled else gradients_added if added else gradients
+    return Operator(f"batch_norm{name}", shape, outputs=3, bprop=bprop).writing(6 + bool(added) + scaled, range(3, 5))
 
 
 def _zeros(*inputs: Tensor) -> tuple:

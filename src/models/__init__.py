@@ -1,9 +1,9 @@
 """The networks. MindSpore is imported when one is built, so that reading the names of the family costs nothing."""
 
 from src.errors import UserError
-from src.models.architectures import ARCHITECTURES, FLAVOURS
+from src.models.architectures import ARCHITECTURES, FLAVOURS, HEAD
 
-__all__ = ["ARCHITECTURES", "FLAVOURS", "create_model"]
+__all__ = ["ARCHITECTURES", "FLAVOURS", "HEAD", "create_model"]
 
 
 def create_model(
@@ -12,26 +12,31 @@ def create_model(
     drop_path_rate: float = 0.0,
     flavour: str = "zoo",
     native: str = "",
+    drop_path_on: str = "auto",
 ):
-    """Build a classifier of the DDRNet family, initialised at random (He et al., fan-out).
+    """Build a classifier of the DDRNet family, initialised at random: convolutions as He et al. with the fan-out.
 
     Args:
         arch: a key of `ARCHITECTURES`.
         num_classes: how many logits.
-        drop_path_rate: probability of dropping the deepest residual branch while training; 0 at the input's end.
+        drop_path_rate: probability with which the last residual units drop a part of themselves while training;
+            `architectures.drop_path_rates` has those of the others.
         flavour: "zoo" as the checkpoint published on MindSpore Hub, "paper" as the authors' PyTorch weights.
         native: for the CPU, build it of the kernels in `src.kernels`, with convolutions that multiply in "float32" or
             in "bfloat16" (what is between them is float32); "": of MindSpore's operators, for every device.
+        drop_path_on: what drop path drops, "branch" or "shortcut"; "auto": as the flavour has it.
 
     Returns:
         An `nn.Cell` from float32 (N, 3, H, W), H and W at least 32, to logits (N, num_classes).
 
     Raises:
-        UserError: `arch` or `flavour` is unknown.
+        UserError: `arch`, `flavour` or `drop_path_on` is unknown.
     """
     from src.models.ddrnet import DDRNet
 
-    for key, value, known in (("arch", arch, ARCHITECTURES), ("flavour", flavour, FLAVOURS)):
+    places = ("auto", "branch", "shortcut")
+    choices = (("arch", arch, ARCHITECTURES), ("flavour", flavour, FLAVOURS), ("drop_path_on", drop_path_on, places))
+    for key, value, known in choices:
         if value not in known:
             raise UserError(f"{key}: {value!r} is not one of {', '.join(known)}")
     if native:
@@ -40,4 +45,5 @@ def create_model(
         layers = LAYERS[native]
     else:
         from src.models.layers import Layers as layers
-    return DDRNet(ARCHITECTURES[arch], FLAVOURS[flavour], num_classes, drop_path_rate, layers)
+    drops = FLAVOURS[flavour].drop_path_on if drop_path_on == "auto" else drop_path_on
+    return DDRNet(ARCHITECTURES[arch], FLAVOURS[flavour], num_classes, drop_path_rate, layers, drops)

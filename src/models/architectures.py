@@ -5,6 +5,9 @@ arXiv 2101.06085, table I.
 """
 
 from dataclasses import dataclass
+from typing import Optional
+
+HEAD = "linear"  # the classifier's name, in the network and before its parameters' names
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,20 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Flavour:
-    """One of the two published lines of weights; it changes what the network computes.
+    """One of the two published lines of weights: what its network computes, and how its training began.
 
     stem_bias: the stem's convolutions have a bias; same_padding: 3x3 convolutions of stride 2 pad as little as is
     needed, at the right and bottom first, instead of one on every side; half_pixel_centers: how bilinear upsampling
-    places its samples; folded: batch norm is part of the convolutions, for inference (`fold.py`).
+    places its samples.
+    drop_path_on: what drop path drops, "shortcut" or "branch"; head_deviation: the classifier's first weights are
+    normal with this standard deviation, or None: uniform within 1 / sqrt(inputs) of 0, as PyTorch's are.
     """
 
     stem_bias: bool
     same_padding: bool
     half_pixel_centers: bool
-    folded: bool = False
+    drop_path_on: str
+    head_deviation: Optional[float]
 
 
 ARCHITECTURES = {
@@ -50,6 +56,56 @@ ARCHITECTURES = {
     "DDRNet39": Architecture(64, (3, 4, 6, 3), ("3_1", "3_2"), (3, 3, 3), 2048),
 }
 FLAVOURS = {
-    "zoo": Flavour(stem_bias=False, same_padding=True, half_pixel_centers=False),
-    "paper": Flavour(stem_bias=True, same_padding=False, half_pixel_centers=True),
+    "zoo": Flavour(
+        stem_bias=False, same_padding=True, half_pixel_centers=False, drop_path_on="shortcut", head_deviation=0.01
+    ),
+    "paper": Flavour(
+        stem_bias=True, same_padding=False, half_pixel_centers=True, drop_path_on="branch", head_deviation=None
+    ),
 }
+
+
+def stage_depths(architecture: Architecture) -> dict[str, int]:
+    """How many residual units each stage has, by the stage's name, in the order of the way through the network.
+
+    The stages of the high-resolution branch are those whose names end with "_".
+    """
+    first, second, third, fourth = architecture.depths
+    depths = {"layer1": first, "layer2": second}
+    parts = [(name, third // len(architecture.third)) for name in architecture.third] + [("4", fourth)]
+    for (name, low), high in zip(parts, architecture.high_depths):
+        depths[f"layer{name}"] = low
+        depths[f"layer{name}_"] = high
+    return {**depths, "layer5_": 1, "layer5": 1}
+
+
+def drop_path_rates(architecture: Architecture, rate: float, drops: str) -> dict[str, list[float]]:
+    """The drop path rate of every residual unit: for each stage one for each of its units.
+
+    Args:
+        rate: of the last unit; between 0 and 1.
+        drops: "branch" as in Huang et al., "Deep Networks with Stochastic Depth", arXiv 1603.09382, section 3: unit l
+            of the L on the way through the low-resolution branch has rate * l / L, and a stage of the high-resolution
+            branch has the rates of the low-resolution stage beside it. "shortcut" as the model zoo's DDRNet: from 0 in
+            the first unit in equal steps to `rate` in the last of stage 4, and both units of stage 5 have `rate`; a
+            stage of the high-resolution branch has the rates of the low-resolution stage before the one beside it.
+    """
+    depths = stage_depths(architecture)
+    low = [name for name in depths if not name.endswith("_")]
+    before_5 = sum(depths[name] for name in low[:-1])
+    rates: dict[str, list[float]] = {}
+    unit = 0
+    for name in low:
+        units = range(unit, unit + depths[name])
+        if drops == "branch":
+            rates[name] = [rate * (i + 1) / (before_5 + 1) for i in units]
+        else:
+            rates[name] = [rate * min(i / (before_5 - 1), 1.0) for i in units]
+        unit += depths[name]
+    for name, depth in depths.items():
+        if name == "layer5_":
+            rates[name] = [rate]
+        elif name.endswith("_"):
+            beside = name[:-1]
+            rates[name] = rates[beside if drops == "branch" else low[low.index(beside) - 1]][:depth]
+    return rates

@@ -7,7 +7,7 @@ from mindspore import Tensor, nn, ops
 
 from src.errors import UserError
 from src.kernels import operators
-from src.models.layers import Layers
+from src.models.layers import Layers, finish
 
 
 class Conv2d(nn.Conv2d):
@@ -35,6 +35,7 @@ class Conv2d(nn.Conv2d):
         self.operator = operators.convolution(*kind, self.has_bias, self.bfloat16)
         self.finished = operators.finished_convolution(*kind, False, self.bfloat16)
         self.finished_relu = operators.finished_convolution(*kind, True, self.bfloat16)
+        self.can_finish = self.has_bias and type(self).construct is Conv2d.construct
 
     def construct(self, x: Tensor) -> Tensor:
         if self.has_bias:
@@ -60,22 +61,31 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, channels: int, eps: float, momentum: float) -> None:
         super().__init__(channels, eps, momentum)
-        self.operators = tuple(operators.batch_norm(relu, adds) for relu in (False, True) for adds in (False, True))
+        self.plain, self.adding, self.dropping_branch, self.dropping_shortcut = (
+            tuple(operators.batch_norm(relu, added) for relu in (False, True)) for added in operators.ADDED
+        )
         self.rule = Tensor(np.array([eps, momentum], np.float32))
 
-    def construct(self, x: Tensor, shortcut: Optional[Tensor] = None, relu: bool = False) -> Tensor:
-        """x and shortcut (N, H, W, C) to the normalized x, plus the shortcut, through a ReLU where asked for."""
-        adds = shortcut is not None
+    def construct(
+        self,
+        x: Tensor,
+        shortcut: Optional[Tensor] = None,
+        relu: bool = False,
+        scale: Optional[Tensor] = None,
+        on_shortcut: bool = False,
+    ) -> Tensor:
+        """x and shortcut (N, H, W, C) to the normalized x and what `Layers.block` does behind it."""
         if not self.training:
-            scale = self.gamma * ops.rsqrt(self.moving_variance + self.eps)
-            y = x * scale + (self.beta - self.moving_mean * scale)
-            if adds:
-                y = y + shortcut
-            return ops.relu(y) if relu else y
+            factor = self.gamma * ops.rsqrt(self.moving_variance + self.eps)
+            return finish(x * factor + (self.beta - self.moving_mean * factor), shortcut, relu, scale, on_shortcut)
         inputs = (x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.rule)
-        if adds:
-            inputs = (*inputs, shortcut)
-        return self.operators[2 * relu + adds](*inputs)[0]
+        if shortcut is None:
+            return self.plain[relu](*inputs)[0]
+        if scale is None:
+            return self.adding[relu](*inputs, shortcut)[0]
+        if on_shortcut:
+            return self.dropping_shortcut[relu](*inputs, shortcut, scale)[0]
+        return self.dropping_branch[relu](*inputs, shortcut, scale)[0]
 
 
 class Upsample(nn.Cell):
@@ -102,11 +112,28 @@ class ChannelsLast(Layers):
         return ops.transpose(images, (0, 2, 3, 1))
 
     @staticmethod
-    def block(conv: nn.Cell, norm: nn.Cell, x: Tensor, shortcut: Optional[Tensor] = None, relu: bool = False) -> Tensor:
-        """A convolution, its batch norm, the sum with a shortcut and a ReLU, as few passes as that takes."""
-        if isinstance(norm, nn.Identity):
+    def call(cell: nn.Cell, x: Tensor) -> Tensor:
+        """A cell on x (N, H, W, C): one of this set as it is, any other, which takes (N, C, H, W), between two turns."""
+        if isinstance(cell, (Conv2d, BatchNorm2d, nn.Identity)):
+            return cell(x)
+        return ops.transpose(cell(ops.transpose(x, (0, 3, 1, 2))), (0, 2, 3, 1))
+
+    @staticmethod
+    def block(
+        conv: nn.Cell,
+        norm: nn.Cell,
+        x: Tensor,
+        shortcut: Optional[Tensor] = None,
+        relu: bool = False,
+        scale: Optional[Tensor] = None,
+        on_shortcut: bool = False,
+    ) -> Tensor:
+        """`Layers.block` in as few passes as its cells allow."""
+        if isinstance(norm, BatchNorm2d):
+            return norm(ChannelsLast.call(conv, x), shortcut, relu, scale, on_shortcut)
+        if isinstance(norm, nn.Identity) and isinstance(conv, Conv2d) and conv.can_finish and not conv.training:
             return conv.finish(x, shortcut, relu)
-        return norm(conv(x), shortcut, relu)
+        return finish(ChannelsLast.call(norm, ChannelsLast.call(conv, x)), shortcut, relu, scale, on_shortcut)
 
 
 class Bfloat16ChannelsLast(ChannelsLast):

@@ -10,13 +10,26 @@ weights are published, is data (`architectures.py`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Callable, Optional
 
 from mindspore import Tensor, nn, ops
-from mindspore.common.initializer import Uniform
+from mindspore.common.initializer import Initializer, Normal, Uniform
 
-from src.models.architectures import Architecture, Flavour
+from src.models.architectures import HEAD, Architecture, Flavour, drop_path_rates, stage_depths
 from src.models.layers import BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, Layers, convolution
+
+
+class as_it_stands:
+    """An attribute that a function computes whenever it is read, in graph mode when the graph is made.
+
+    A property will not do: MindSpore takes its function for a part of the graph.
+    """
+
+    def __init__(self, compute: Callable) -> None:
+        self.compute = compute
+
+    def __get__(self, cell: Any, owner: Optional[type] = None) -> Any:
+        return self if cell is None else self.compute(cell)
 
 
 @dataclass(frozen=True)
@@ -29,17 +42,19 @@ class Builder:
     def conv_bn(self, cin: int, cout: int, kernel: int, stride: int, bias: bool = False) -> list[nn.Cell]:
         """A convolution and its batch norm: (N, cin, H, W) to (N, cout, ceil(H / stride), ceil(W / stride))."""
         same = stride == 2 and self.flavour.same_padding
-        conv = convolution(self.layers, cin, cout, kernel, stride, same, bias or self.flavour.folded)
-        if self.flavour.folded:
-            return [conv, nn.Identity()]
+        conv = convolution(self.layers, cin, cout, kernel, stride, same, bias)
         return [conv, self.layers.norm(cout, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)]
 
 
 class DropPath(nn.Cell):
-    """Stochastic depth: drops the residual branch of whole samples while training.
+    """Stochastic depth: which samples lose a part of a residual unit while training, and how the others make up for it.
 
-    Huang et al., "Deep Networks with Stochastic Depth", arXiv 1603.09382, section 3. A kept branch is divided by the
+    Huang et al., "Deep Networks with Stochastic Depth", arXiv 1603.09382, section 3. What is kept is divided by the
     probability of keeping it, so that evaluation needs no scaling.
+
+    Args:
+        rate: the probability of dropping, from 0 to below 1.
+        column: of the numbers that decide.
     """
 
     def __init__(self, rate: float, column: int) -> None:
@@ -49,17 +64,19 @@ class DropPath(nn.Cell):
         self.active = rate > 0
 
     def construct(self, x: Tensor, uniforms: Optional[Tensor] = None) -> Tensor:
-        """x (N, C, H, W); uniforms (N, columns): numbers in [0, 1) that decide; None: drawn here."""
-        if not (self.active and self.training):
-            return x
-        shape = (x.shape[0], 1, 1, 1)
-        draw = ops.rand(shape) if uniforms is None else uniforms[:, self.column].reshape(shape)
-        kept = ops.cast(draw < self.keep, x.dtype)
-        return x * (kept / self.keep)
+        """What each sample's part is multiplied by: 0 or 1 / keep, (N) of x's type.
+
+        x: of N samples. uniforms: (N, columns) numbers in [0, 1), or None: drawn here.
+        """
+        draw = ops.rand((x.shape[0],)) if uniforms is None else uniforms[:, self.column]
+        return ops.cast(draw < self.keep, x.dtype) / self.keep
 
 
 class Residual(nn.Cell):
-    """A residual unit: kernels (3, 3) are the basic block, (1, 3, 1) the bottleneck, twice as wide at its end."""
+    """A residual unit: kernels (3, 3) are the basic block, (1, 3, 1) the bottleneck, twice as wide at its end.
+
+    Its convolutions are conv1, conv2, ..., their norms bn1, bn2, ...; behind all but the last stands a ReLU.
+    """
 
     def __init__(
         self,
@@ -69,6 +86,7 @@ class Residual(nn.Cell):
         stride: int,
         last_relu: bool,
         drop_path: DropPath,
+        drops_shortcut: bool,
         build: Builder,
     ) -> None:
         super().__init__()
@@ -82,57 +100,97 @@ class Residual(nn.Cell):
             setattr(self, f"bn{i + 1}", bn)
         self.has_projection = stride != 1 or cin != cout
         if self.has_projection:
-            self.downsample = Chain(build, build.conv_bn(cin, cout, 1, stride))
+            self.downsample = Chain(build.layers, build.conv_bn(cin, cout, 1, stride))
         self.last_relu = last_relu
         self.drop_path = drop_path
+        self.drops_shortcut = drops_shortcut
         self.block = build.layers.block
 
+    @as_it_stands
+    def blocks(self) -> tuple[tuple[nn.Cell, nn.Cell], ...]:
+        """The convolutions, each with the norm that is called on what it gives."""
+        numbers = range(1, self.depth + 1)
+        return tuple((getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in numbers)
+
     def construct(self, x: Tensor, uniforms: Optional[Tensor] = None, relu: bool = False) -> Tensor:
-        """`relu`: end with a ReLU in any case."""
+        """x (N, C, H, W); uniforms as `DropPath` takes them; relu: end with a ReLU in any case."""
         relu = relu or self.last_relu
         shortcut = self.downsample(x) if self.has_projection else x
-        x = self.block(self.conv1, self.bn1, x, None, True)
-        conv, norm = self.conv2, self.bn2
-        if self.depth == 3:
-            x = self.block(self.conv2, self.bn2, x, None, True)
-            conv, norm = self.conv3, self.bn3
+        for conv, norm in self.blocks[:-1]:
+            x = self.block(conv, norm, x, None, True)
+        conv, norm = self.blocks[-1]
         if not (self.drop_path.active and self.training):
             return self.block(conv, norm, x, shortcut, relu)
-        x = self.drop_path(self.block(conv, norm, x), uniforms) + shortcut
-        return ops.relu(x) if relu else x
+        return self.block(conv, norm, x, shortcut, relu, self.drop_path(x, uniforms), self.drops_shortcut)
 
 
 class Stage(nn.SequentialCell):
     """Residual units in a row: the first changes resolution and channels, the last ends without a ReLU."""
 
+    def __init__(self, layers: type[Layers], cells: list[nn.Cell]) -> None:
+        super().__init__(cells)
+        self.call = layers.call
+
     def construct(self, x: Tensor, uniforms: Optional[Tensor] = None, relu: bool = False) -> Tensor:
         """`relu`: end with a ReLU all the same."""
-        for i, unit in enumerate(self.cell_list):
-            x = unit(x, uniforms, relu and i == len(self.cell_list) - 1)
+        for i, cell in enumerate(self.cell_list):
+            last_relu = relu and i == len(self.cell_list) - 1
+            if isinstance(cell, Residual):
+                x = cell(x, uniforms, last_relu)
+            else:
+                x = self.call(cell, x)
+                if last_relu:
+                    x = ops.relu(x)
         return x
 
 
 class Chain(nn.SequentialCell):
-    """Convolutions, each with its batch norm, and ReLUs between them.
+    """Any cells in a row. A convolution, its norm and a ReLU right behind it run as one block of the layers."""
 
-    Args:
-        build: makes the convolutions.
-        cells: convolution, batch norm, ReLU, convolution, ...; a ReLU may end them.
-    """
-
-    def __init__(self, build: Builder, cells: list[nn.Cell]) -> None:
+    def __init__(self, layers: type[Layers], cells: list[nn.Cell]) -> None:
         super().__init__(cells)
-        self.block = build.layers.block
+        self.layers = layers
+        self.block, self.call = layers.block, layers.call
+
+    @as_it_stands
+    def steps(self) -> tuple[tuple[bool, nn.Cell, nn.Cell, bool], ...]:
+        """What runs: (True, convolution, norm, whether a ReLU is behind them) or (False, a cell, the same, False).
+
+        Only the very classes count, as a class derived from them may compute something else.
+        """
+        cells, steps, i = list(self.cell_list), [], 0
+        while i < len(cells):
+            kinds = [*map(type, cells[i : i + 3]), None, None]
+            if kinds[0] in (nn.Conv2d, self.layers.conv) and kinds[1] in (nn.BatchNorm2d, self.layers.norm, nn.Identity):
+                relu = kinds[2] is nn.ReLU
+                steps.append((True, cells[i], cells[i + 1], relu))
+                i += 3 if relu else 2
+            else:
+                steps.append((False, cells[i], cells[i], False))
+                i += 1
+        return tuple(steps)
+
+    @as_it_stands
+    def blocks(self) -> tuple[tuple[nn.Cell, nn.Cell], ...]:
+        """The convolutions, each with the norm that is called on what it gives, where one is."""
+        return tuple((conv, norm) for is_block, conv, norm, _ in self.steps if is_block)
 
     def construct(self, x: Tensor, shortcut: Optional[Tensor] = None, relu: bool = False) -> Tensor:
-        """x (N, C, H, W); shortcut: is added to the last convolution; relu: end with a ReLU in any case."""
-        count = len(self.cell_list)
-        for i in range(0, count, 3):
-            last = i + 3 >= count
-            x = self.block(
-                self.cell_list[i], self.cell_list[i + 1], x, shortcut if last else None, relu or i + 2 < count
-            )
-        return x
+        """x (N, C, H, W) through the cells; shortcut: is added to what they give; relu: then a ReLU."""
+        added = shortcut is None
+        relued = not relu
+        for i, step in enumerate(self.steps):
+            is_block, conv, norm, own_relu = step
+            if is_block and i == len(self.steps) - 1 and not own_relu:
+                x = self.block(conv, norm, x, shortcut, relu)
+                added, relued = True, True
+            elif is_block:
+                x = self.block(conv, norm, x, None, own_relu)
+            else:
+                x = self.call(conv, x)
+        if not added:
+            x = x + shortcut
+        return x if relued else ops.relu(x)
 
 
 class DDRNet(nn.Cell):
@@ -142,8 +200,13 @@ class DDRNet(nn.Cell):
         architecture: a value of `ARCHITECTURES`.
         flavour: a value of `FLAVOURS`.
         num_classes: how many logits.
-        drop_path_rate: the probability of dropping the deepest residual branch; it rises linearly with depth from 0.
+        drop_path_rate: the probability with which the last residual units drop a part of themselves in training;
+            `drop_path_rates` has those of the others.
         layers: what it is built of.
+        drop_path_on: which part, "branch" or "shortcut".
+
+    Attributes:
+        num_drop_paths: residual units, each of which takes a column of `uniforms`.
     """
 
     def __init__(
@@ -153,101 +216,94 @@ class DDRNet(nn.Cell):
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
         layers: type[Layers] = Layers,
+        drop_path_on: str = "branch",
     ) -> None:
         super().__init__()
         self.layers = layers
         build = self._build = Builder(layers, flavour)
         self.architecture, self.flavour, self.num_classes = architecture, flavour, num_classes
         planes, high = architecture.planes, architecture.planes * 2
-        first, second, third, fourth = architecture.depths
-        parts = len(architecture.third)
-        low_depths = [first, second, *[third // parts] * parts, fourth, 1]
-        self._total_depth = sum(low_depths)
-        self._rate = drop_path_rate
+        self._depths = stage_depths(architecture)
+        self._rates = drop_path_rates(architecture, drop_path_rate, drop_path_on)
+        self._drops_shortcut = drop_path_on == "shortcut"
         self.num_drop_paths = 0
 
         self.conv1 = Chain(
-            build,
+            layers,
             build.conv_bn(3, planes, 3, 2, bias=flavour.stem_bias)
             + [nn.ReLU()]
             + build.conv_bn(planes, planes, 3, 2, bias=flavour.stem_bias)
             + [nn.ReLU()],
         )
-        depth = 0
-        self.layer1 = self._stage(planes, planes, low_depths[0], 1, depth)
-        depth += low_depths[0]
-        self.layer2 = self._stage(planes, planes * 2, low_depths[1], 2, depth)
-        depth += low_depths[1]
-
+        self.layer1 = self._stage("layer1", planes, planes, 1)
+        self.layer2 = self._stage("layer2", planes, planes * 2, 2)
         exchanges = []
         for i, name in enumerate((*architecture.third, "4")):
             cin = planes * (2 if i == 0 else 4)
             cout = planes * (8 if name == "4" else 4)
-            setattr(
-                self,
-                f"layer{name}",
-                self._stage(cin, cout, low_depths[2 + i], 2 if i == 0 or name == "4" else 1, depth),
-            )
-            setattr(self, f"layer{name}_", self._stage(high, high, architecture.high_depths[i], 1, depth))
-            setattr(self, f"compression{name}", Chain(build, build.conv_bn(cout, high, 1, 1)))
+            low, beside = f"layer{name}", f"layer{name}_"
+            setattr(self, low, self._stage(low, cin, cout, 2 if i == 0 or name == "4" else 1))
+            setattr(self, beside, self._stage(beside, high, high, 1))
+            setattr(self, f"compression{name}", Chain(layers, build.conv_bn(cout, high, 1, 1)))
             setattr(self, f"down{name}", self._down(high, *[planes * 4, planes * 8][: 2 if name == "4" else 1]))
-            exchanges.append(
-                tuple(getattr(self, part + name) for part in ("layer", "compression", "down"))
-                + (getattr(self, f"layer{name}_"),)
-            )
-            depth += low_depths[2 + i]
-        self.exchanges = tuple(exchanges)
+            exchanges.append((low, f"compression{name}", f"down{name}", beside))
+        self._exchanges = exchanges
         self.upsample = layers.upsample(flavour.half_pixel_centers)
 
-        self.layer5_ = self._bottleneck(high, high, depth)
+        self.layer5_ = self._stage("layer5_", high, high, 1, (1, 3, 1))
         self.down5 = self._down(high * 2, planes * 8, planes * 16)
-        self.layer5 = self._bottleneck(planes * 8, planes * 8, depth)
-        self.last_layer = Chain(build, build.conv_bn(planes * 16, architecture.head_planes, 1, 1) + [nn.ReLU()])
-        bound = architecture.head_planes**-0.5
-        self.linear = nn.Dense(architecture.head_planes, num_classes, weight_init=Uniform(bound), bias_init="zeros")
-        self.relu = nn.ReLU()
+        self.layer5 = self._stage("layer5", planes * 8, planes * 8, 1, (1, 3, 1))
+        self.last_layer = Chain(layers, build.conv_bn(planes * 16, architecture.head_planes, 1, 1) + [nn.ReLU()])
+        start = _head_start(flavour, architecture.head_planes)
+        setattr(self, HEAD, nn.Dense(architecture.head_planes, num_classes, weight_init=start, bias_init="zeros"))
 
-    def _drop_path(self, depth: int) -> DropPath:
-        """The drop path of a unit that is number `depth` (from 0) on its way through the network."""
-        self.num_drop_paths += 1
-        return DropPath(self._rate * (depth + 1) / self._total_depth, column=self.num_drop_paths - 1)
-
-    def _stage(self, cin: int, cout: int, count: int, stride: int, depth: int) -> Stage:
-        return Stage(
-            [
+    def _stage(self, name: str, cin: int, width: int, stride: int, kernels: Sequence[int] = (3, 3)) -> Stage:
+        units = []
+        depth = self._depths[name]
+        for i, rate in enumerate(self._rates[name]):
+            drop_path = DropPath(rate, self.num_drop_paths)
+            self.num_drop_paths += 1
+            ends_open = depth > 1 and i == depth - 1
+            units.append(
                 Residual(
-                    cin if i == 0 else cout,
-                    cout,
-                    (3, 3),
+                    cin if i == 0 else width,
+                    width,
+                    kernels,
                     stride if i == 0 else 1,
-                    i == 0 or i < count - 1,
-                    self._drop_path(depth + i),
+                    not ends_open,
+                    drop_path,
+                    self._drops_shortcut,
                     self._build,
                 )
-                for i in range(count)
-            ]
-        )
-
-    def _bottleneck(self, cin: int, width: int, depth: int) -> Stage:
-        return Stage([Residual(cin, width, (1, 3, 1), 1, True, self._drop_path(depth), self._build)])
+            )
+        return Stage(self.layers, units)
 
     def _down(self, cin: int, *widths: int) -> Chain:
         cells = []
         for width in widths:
-            cells += self._build.conv_bn(cin, width, 3, 2) + [nn.ReLU()]
+            cells += [*self._build.conv_bn(cin, width, 3, 2), nn.ReLU()]
             cin = width
-        return Chain(self._build, cells[:-1])
+        return Chain(self.layers, cells[:-1])
+
+    @as_it_stands
+    def exchanges(self) -> tuple[tuple[nn.Cell, ...], ...]:
+        """From stage 3 on, part by part: the low-resolution stage, what leaves it, what enters it, the stage beside."""
+        return tuple(tuple(getattr(self, name) for name in names) for names in self._exchanges)
 
     def construct(self, x: Tensor, uniforms: Optional[Tensor] = None) -> Tensor:
-        """uniforms: None, or (N, num_drop_paths) numbers in [0, 1) that decide which residual branches are dropped."""
+        """uniforms: None, or (N, num_drop_paths) numbers in [0, 1) that decide what drop path drops."""
         x = self.layer1(self.conv1(self.layers.enter(x)), uniforms, True)
         x = self.layer2(x, uniforms, True)
         high = x
         for low_stage, compression, down, high_stage in self.exchanges:
             low = low_stage(x, uniforms)
             high = high_stage(high, uniforms)
-            x = down(self.relu(high), low, True)
-            high = self.relu(high + self.upsample(compression(self.relu(low)), high))
+            x = down(ops.relu(high), low, True)
+            high = ops.relu(high + self.upsample(compression(ops.relu(low)), high))
         high = self.layer5_(high, uniforms)
         x = self.last_layer(self.down5(high, self.layer5(x, uniforms), True))
-        return self.linear(ops.mean(x, self.layers.spatial_axes))
+        return getattr(self, HEAD)(ops.mean(x, self.layers.spatial_axes))
+
+
+def _head_start(flavour: Flavour, inputs: int) -> Initializer:
+    return Uniform(inputs**-0.5) if flavour.head_deviation is None else Normal(flavour.head_deviation)

@@ -26,7 +26,11 @@ class Upsample(nn.Cell):
 
 
 class Layers:
-    """Makes the layers; `first_axes` and `spatial_axes` are where height and width stand."""
+    """Makes the layers, and runs the cells of a network in the order of axes that they work on.
+
+    `spatial_axes` says where height and width stand. `block` is the contract between networks and sets: a set may
+    compute it in fewer passes, but must compute that, whatever cells it is given. docs/networks.md has more.
+    """
 
     conv, norm, upsample = nn.Conv2d, nn.BatchNorm2d, Upsample
     spatial_axes = (2, 3)
@@ -37,12 +41,40 @@ class Layers:
         return images
 
     @staticmethod
-    def block(conv: nn.Cell, norm: nn.Cell, x: Tensor, shortcut: Optional[Tensor] = None, relu: bool = False) -> Tensor:
-        """A convolution, its batch norm, the sum with a shortcut where there is one, and a ReLU where asked for."""
-        y = norm(conv(x))
-        if shortcut is not None:
-            y = y + shortcut
-        return ops.relu(y) if relu else y
+    def call(cell: nn.Cell, x: Tensor) -> Tensor:
+        """A cell that takes and gives (N, C, H, W), on x in the order that the layers work on."""
+        return cell(x)
+
+    @staticmethod
+    def block(
+        conv: nn.Cell,
+        norm: nn.Cell,
+        x: Tensor,
+        shortcut: Optional[Tensor] = None,
+        relu: bool = False,
+        scale: Optional[Tensor] = None,
+        on_shortcut: bool = False,
+    ) -> Tensor:
+        """norm(conv(x)), plus a shortcut where there is one, through a ReLU where asked for.
+
+        scale: (N), with a shortcut: multiplies each sample of the shortcut, or else of norm(conv(x)).
+        """
+        return finish(norm(conv(x)), shortcut, relu, scale, on_shortcut)
+
+
+def finish(
+    y: Tensor, shortcut: Optional[Tensor], relu: bool, scale: Optional[Tensor] = None, on_shortcut: bool = False
+) -> Tensor:
+    """What `Layers.block` does behind the norm, of MindSpore's operators."""
+    if scale is not None:
+        factor = scale.reshape((-1, 1, 1, 1))
+        if on_shortcut:
+            shortcut = shortcut * factor
+        else:
+            y = y * factor
+    if shortcut is not None:
+        y = y + shortcut
+    return ops.relu(y) if relu else y
 
 
 def convolution(layers: type[Layers], cin: int, cout: int, kernel: int, stride: int, same: bool, bias: bool) -> nn.Cell:

@@ -8,6 +8,7 @@ from mindspore import nn
 
 from src.args import Config
 from src.kernels.build import has_bfloat16, library
+from src.models import HEAD
 
 _log = logging.getLogger(__name__)
 
@@ -16,7 +17,7 @@ def cast_amp(network: nn.Cell, amp_level: str, keep_bn_fp32: bool) -> nn.Cell:
     """Let a classifier compute in float16, in place (Micikevicius et al., arXiv 1710.03740).
 
     Args:
-        network: with its classifier in `network.linear`.
+        network: with its classifier under the name `HEAD`.
         amp_level: O0 all float32; O1 convolutions float16; O2 all but the classifier float16; O3 all float16; auto: O2,
             on the CPU O0, whose kernels know bfloat16 by themselves.
         keep_bn_fp32: at O2 and O3, batch norm computes in float32.
@@ -34,7 +35,7 @@ def cast_amp(network: nn.Cell, amp_level: str, keep_bn_fp32: bool) -> nn.Cell:
         half = [network]
     for cell in half:
         cell.to_float(ms.float16)
-    full = [network.linear] if amp_level == "O2" else []
+    full = [getattr(network, HEAD)] if amp_level == "O2" else []
     if amp_level == "O1" or keep_bn_fp32:
         full += [cell for _, cell in network.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     for cell in full:

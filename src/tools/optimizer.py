@@ -12,6 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from src.args import Config
 from src.kernels.operators import momentum_update
+from src.models import HEAD
 
 
 class Momentum(nn.Optimizer):
@@ -148,7 +149,7 @@ def takes_decay(parameter: Parameter) -> bool:
 
 def is_head(parameter: Parameter) -> bool:
     """Whether a parameter is the classifier's, which all else in the network feeds."""
-    return parameter.name.startswith("linear.")
+    return parameter.name.startswith(f"{HEAD}.")
 
 
 def freeze_backbone(network: nn.Cell) -> None:

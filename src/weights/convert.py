@@ -14,14 +14,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from src.errors import UserError, run
-from src.models import ARCHITECTURES, FLAVOURS, create_model
+from src.models import ARCHITECTURES, FLAVOURS, HEAD, create_model
 from src.weights.formats import SUFFIXES, read_weights, suffix_of, write_weights
 from src.weights.names import STEM_BIASES, TORCH_COUNTER, flavour_of, match_weights, torch_name
 
 log = logging.getLogger(__name__)
 
 MOST_CLASSES = 1_000_000  # more is no classifier but a damaged file
-CLASSIFIER_ONLY = ("down5.", "last_layer.", "linear.")
+CLASSIFIER_ONLY = ("down5.", "last_layer.", f"{HEAD}.")
 BORDERS = {
     "paper": "3x3 convolutions of stride 2 padded on every side, upsampling with half-pixel centres",
     "zoo": "3x3 convolutions of stride 2 padded at the right and bottom only, upsampling without half-pixel centres",
@@ -75,7 +75,7 @@ def convert(source: str, target: str, flavour: str = "", backbone: bool = False)
 
 def identify(arrays: Mapping[str, np.ndarray]) -> tuple[str, str, int]:
     """The member of the family that arrays look like most, their flavour and their number of classes."""
-    stem, head = arrays.get("conv1.0.weight"), arrays.get("linear.weight")
+    stem, head = arrays.get("conv1.0.weight"), arrays.get(f"{HEAD}.weight")
     arch = "DDRNet23"
     for name, architecture in ARCHITECTURES.items():
         stages = all(f"layer{part}.0.conv1.weight" in arrays for part in architecture.third)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.errors import UserError, printable
+from src.models import architectures
 from src.models.architectures import FLAVOURS
 
-HEAD = ("linear.weight", "linear.bias")
+HEAD = (f"{architectures.HEAD}.weight", f"{architectures.HEAD}.bias")
 STEM_BIASES = ("conv1.0.bias", "conv1.3.bias")
 TORCH_COUNTER = "num_batches_tracked"  # of batch norm's updates; nothing that we compute depends on it
 

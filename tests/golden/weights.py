@@ -42,3 +42,24 @@ def parameters(file: str) -> dict[str, tuple[int, ...]]:
     """A stored list of names and shapes, in its order; a scalar's shape is ()."""
     lines = [line.split() for line in (FOLDER / file).read_text().splitlines()]
     return {name: () if shape == "scalar" else tuple(map(int, shape.split("x"))) for name, shape in lines}
+
+
+def published_names(arch: str, flavour: str) -> set[str]:
+    """The parameters of a member of the family in MindSpore's words, from the published lists alone.
+
+    The backbone's from the authors' segmentation network, the classifier's from the checkpoint on MindSpore Hub.
+    """
+    slug = {"DDRNet23Slim": "ddrnet23_slim", "DDRNet23": "ddrnet23", "DDRNet39": "ddrnet39"}[arch]
+    theirs = parameters(f"{slug}_segmentation_parameters.txt")
+    words = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+    names = set()
+    for name in theirs:
+        cell, _, kind = name.rpartition(".")
+        if name.split(".")[0] in ("spp", "final_layer", "seghead_extra") or kind == "num_batches_tracked":
+            continue
+        is_norm = f"{cell}.running_mean" in theirs
+        names.add(f"{cell}.{words[kind] if is_norm else kind}")
+    if flavour == "zoo":
+        names -= {"conv1.0.bias", "conv1.3.bias"}
+    hub = parameters("ddrnet23_zoo_parameters.txt")
+    return names | {name for name in hub if name.split(".")[0] in ("down5", "last_layer", "linear")}
