@@ -40,6 +40,9 @@ class Config(BaseModel):
     flavour: Literal[tuple(FLAVOURS)] = key("zoo", "zoo: as the checkpoint on MindSpore Hub; paper: as the authors'")
     num_classes: Positive = key(1000, "number of classes; must equal the number of class folders")
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = key(0.1, "drop path of the deepest residual unit; 0: off")
+    drop_path_on: Literal["auto", "branch", "shortcut"] = key(
+        "auto", "what drop path drops, with its rates; auto: the shortcut (flavour zoo), the branch (paper)"
+    )
     pretrained: str = key("", "weights to start from, evaluate or export (.ckpt, .safetensors, .pth)")
     freeze: Literal["", "backbone"] = key("", "backbone: train the classifier alone, on fixed features")
     head_lr_scale: Annotated[float, Field(gt=0)] = key(1.0, "times the learning rate, for the classifier alone")

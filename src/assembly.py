@@ -7,7 +7,7 @@ from mindspore import nn
 from src.args import Config
 from src.distributed.ranks import Ranks
 from src.errors import UserError
-from src.models import create_model
+from src.models import create_model, smallest_map
 from src.models.fold import fold_batch_norm
 from src.tools.cell import cast_amp, native_kernels
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
@@ -77,7 +77,15 @@ def build_step(config: Config, network: nn.Cell, updates: int, ranks: Ranks = Ra
         network: from `build_network`.
         updates: optimizer updates an epoch.
         ranks: that train together.
+
+    Raises:
+        UserError: batch norm would see one value.
     """
+    if config.batch_size * smallest_map(config.image_size) ** 2 == 1 and config.freeze != "backbone":
+        raise UserError(
+            "batch_size: of 1 image of 32 pixels the smallest maps have one value a channel, on which batch norm cannot "
+            "be trained; take a batch_size of 2 or more, or an image_size above 32"
+        )
     rates = learning_rates(config, updates)[config.start_epoch * updates :]
     kernels = native_kernels(config)
     step = TrainOneStep(

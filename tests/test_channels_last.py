@@ -300,4 +300,3 @@ def test_a_replaced_cell_in_a_unit_changes_what_runs_with_drop_path_on():
         np.testing.assert_allclose(want, np.maximum(exact, 0), atol=1e-4)
         got = ours(Tensor(x.transpose(0, 2, 3, 1).copy()), uniforms).asnumpy().transpose(0, 3, 1, 2)
         np.testing.assert_allclose(got, want, atol=1e-4)
-

@@ -240,8 +240,21 @@ def test_shapes_and_types_that_do_not_fit_are_refused(mode):
     with pytest.raises(TypeError, match=r"works on float32, not on.*Float16"):
         operators.convolution(1, False, False)(Tensor(x, ms.float16), weight)
     moving = [Parameter(Tensor(noise(6)), name="moving") for _ in range(2)]
+    for added in ("drop_branch", "drop_shortcut"):
+        one, rule = Tensor(noise(6)), Tensor(noise(2))
+        with pytest.raises(ValueError, match=r"batch_norm: scale: must be \[1\], not \[2\]"):
+            operators.batch_norm(True, added)(x, one, one, *moving, rule, x, Tensor(noise(2)))
     with pytest.raises(ValueError, match=r"batch_norm: beta: must be \[6\], not \[5\]"):
         operators.batch_norm()(x, Tensor(noise(6)), bias, *moving, Tensor(noise(2)))
+
+
+@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
+def test_batch_norm_over_one_value_is_refused_as_by_pytorch(mode):
+    ms.set_context(mode=mode)
+    one = Tensor(noise(6))
+    moving = [Parameter(Tensor(noise(6)), name="moving") for _ in range(2)]
+    with pytest.raises(ValueError, match=r"more than one value a channel when training, got input size \[1, 1, 1, 6\]"):
+        operators.batch_norm()(Tensor(noise(1, 1, 1, 6)), one, one, *moving, Tensor(noise(2)))
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -264,7 +264,9 @@ def test_batch_norm_starts_neutral():
             assert not parameter.asnumpy().any(), name
 
 
-@pytest.mark.parametrize(("flavour", "deviation", "kurtosis"), [("zoo", 0.01, 3.0), ("paper", 1024**-0.5 / 3**0.5, 1.8)])
+@pytest.mark.parametrize(
+    ("flavour", "deviation", "kurtosis"), [("zoo", 0.01, 3.0), ("paper", 1024**-0.5 / 3**0.5, 1.8)]
+)
 def test_the_classifier_starts_normal_in_the_zoos_flavour_and_uniform_in_the_papers(flavour, deviation, kurtosis):
     """The fourth moment tells a normal distribution, 3, from a uniform one, 1.8."""
     network = create_model("DDRNet23Slim", flavour=flavour)

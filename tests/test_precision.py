@@ -1,7 +1,5 @@
 """Mixed precision, and batch norm folded for inference."""
 
-from dataclasses import replace
-
 import mindspore as ms
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ from mindspore import Tensor, nn
 
 from src.errors import UserError
 from src.models import create_model
-from src.models.ddrnet import DDRNet
 from src.models.fold import fold_batch_norm, refold
 from src.tools.cell import cast_amp
 from tests.golden import weights

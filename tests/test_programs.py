@@ -304,3 +304,12 @@ def test_the_standalone_script_trains_in_the_background_with_the_callers_paths(d
     done = script("run_eval_ascend.sh", 0, TINY, weights, "--data_url", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
     assert "nowhere: no such folder" in done.stdout + done.stderr
+
+
+def test_training_on_single_images_of_32_pixels_is_refused(digits, tmp_path):
+    flags = ["--ddr_config", TINY, "--data_url", digits, "--mix_up", 0, "--cutmix", 0]
+    done = run_program("train.py", *flags, "--batch_size", 1, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "batch_size: of 1 image of 32 pixels" in done.stderr
+    assert "take a batch_size of 2 or more" in done.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))

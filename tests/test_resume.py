@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -182,6 +183,21 @@ def test_keys_that_change_the_run_are_listed_and_harmless_ones_are_not(flags, al
     assert differences("--batch_size", "8") == [
         "batch_size x device_num x accumulation_step: 16 in the checkpoint, 8 now"
     ]
+
+
+def test_a_checkpoint_from_before_a_key_says_what_runs_did_then(flags, alone):
+    saved = read_saved(newest(alone))
+    facts = {**saved.facts, "config": {k: v for k, v in saved.facts["config"].items() if k != "drop_path_on"}}
+    before = replace(saved, facts=facts)
+    rate = ["--drop_path_rate", "0.2"]
+
+    def differences(then: float, *more: str) -> list[str]:
+        facts["config"]["drop_path_rate"] = then
+        return before.differences(parse_args([*flags, *more])[0])
+
+    assert differences(0.0, "--drop_path_rate", "0.0") == []
+    assert differences(0.2, *rate, "--drop_path_on", "branch") == []
+    assert differences(0.2, *rate, "--flavour", "zoo") == ["drop_path_on: 'branch' in the checkpoint, 'shortcut' now"]
 
 
 def test_other_keys_need_resume_anyway(flags, copy):

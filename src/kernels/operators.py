@@ -140,6 +140,8 @@ def batch_norm(relu: bool = False, added: str = "") -> Operator:
 
     def shape(x: list, *others: list) -> tuple:
         what = ["gamma", "beta", "moving mean", "moving variance", "rule", "shortcut", "scale"]
+        if x[0] * x[1] * x[2] == 1:
+            raise ValueError(f"batch_norm: expected more than one value a channel when training, got input size {x}")
         _check("batch_norm", [[x[3]]] * 4 + [[2], x, x[:1]], list(others), what)
         return x, others[0], others[0]
 

@@ -1,9 +1,9 @@
 """The networks. MindSpore is imported when one is built, so that reading the names of the family costs nothing."""
 
 from src.errors import UserError
-from src.models.architectures import ARCHITECTURES, FLAVOURS, HEAD
+from src.models.architectures import ARCHITECTURES, FLAVOURS, HEAD, smallest_map
 
-__all__ = ["ARCHITECTURES", "FLAVOURS", "HEAD", "create_model"]
+__all__ = ["ARCHITECTURES", "FLAVOURS", "HEAD", "create_model", "smallest_map"]
 
 
 def create_model(

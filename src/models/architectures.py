@@ -65,6 +65,11 @@ FLAVOURS = {
 }
 
 
+def smallest_map(image_size: int) -> int:
+    """The side of a network's smallest maps, for images of `image_size` pixels: five times halved, rounded up."""
+    return -(-image_size // 32)
+
+
 def stage_depths(architecture: Architecture) -> dict[str, int]:
     """How many residual units each stage has, by the stage's name, in the order of the way through the network.
 

@@ -113,7 +113,7 @@ class ChannelsLast(Layers):
 
     @staticmethod
     def call(cell: nn.Cell, x: Tensor) -> Tensor:
-        """A cell on x (N, H, W, C): one of this set as it is, any other, which takes (N, C, H, W), between two turns."""
+        """A cell on x (N, H, W, C): of this set as it is, others, which take (N, C, H, W), between two transposes."""
         if isinstance(cell, (Conv2d, BatchNorm2d, nn.Identity)):
             return cell(x)
         return ops.transpose(cell(ops.transpose(x, (0, 3, 1, 2))), (0, 2, 3, 1))

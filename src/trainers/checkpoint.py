@@ -27,6 +27,7 @@ from mindspore import nn
 from src.args import OUTSIDE, Config
 from src.errors import TrainingStopped, UserError
 from src.files import atomic_write
+from src.models.architectures import FLAVOURS
 from src.parameters import assign
 from src.trainers.train_one_step import TrainOneStep
 from src.weights.load import load_pretrained
@@ -44,6 +45,17 @@ HARMLESS = OUTSIDE | {
     "sink_size",
 }
 MAGIC = b"DDRNet training state 1\n"
+
+
+def _as_it_acts(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration with the value that each key has had: also those that were not there yet or say "auto"."""
+    before = {"drop_path_on": "branch"}  # what runs did when there was no such key; of others the default
+    values = {**json.loads(Config().model_dump_json()), **before, **values}
+    if values["drop_path_on"] == "auto":
+        values["drop_path_on"] = FLAVOURS[values["flavour"]].drop_path_on
+    if values["drop_path_rate"] == 0:
+        values["drop_path_on"] = "nothing"
+    return values
 
 
 def save_weights(network: nn.Cell, path: Path) -> None:
@@ -117,7 +129,7 @@ class Saved:
 
     def differences(self, config: Config) -> list[str]:
         """The keys that would change the run, as lines 'key: then, now'."""
-        then, now = self.facts["config"], json.loads(config.model_dump_json())
+        then, now = (_as_it_acts(values) for values in (self.facts["config"], json.loads(config.model_dump_json())))
         lines = [
             f"{key}: {then.get(key)!r} in the checkpoint, {value!r} now"
             for key, value in now.items()
