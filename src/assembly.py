@@ -83,8 +83,8 @@ def build_step(config: Config, network: nn.Cell, updates: int, ranks: Ranks = Ra
     """
     if config.batch_size * smallest_map(config.image_size) ** 2 == 1 and config.freeze != "backbone":
         raise UserError(
-            "batch_size: of 1 image of 32 pixels the smallest maps have one value a channel, on which batch norm cannot "
-            "be trained; take a batch_size of 2 or more, or an image_size above 32"
+            "batch_size: of 1 image of 32 pixels the smallest maps have one value a channel, on which batch norm "
+            "cannot be trained; take a batch_size of 2 or more, or an image_size above 32"
         )
     rates = learning_rates(config, updates)[config.start_epoch * updates :]
     kernels = native_kernels(config)
