@@ -3,23 +3,22 @@
 python export.py --pretrained ./ckpt_0/DDRNet23.ckpt --ddr_config CONFIG --device_target CPU
 """
 
-import json
 import logging
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src.args import Config, parse_args
+from src.args import parse_args
 from src.assembly import build_classifier
 from src.data import class_names
-from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD
 from src.distributed.join import join
 from src.errors import UserError, run
-from src.files import atomic_write, write_text
+from src.files import atomic_write
 from src.models.fold import fold_batch_norm
+from src.serving.description import describe, write_description
 from src.serving.mindir import lower_mindir
 
 log = logging.getLogger("export")
@@ -61,12 +60,10 @@ def main(argv: Optional[list[str]] = None) -> None:
             check(network, temporary, images, path)
             if rest.mindir_version < MINDIR_VERSION:
                 lower(temporary, path)
-    write_text(
-        path.with_suffix(".json"), json.dumps(serving(config, classes, shape, rest.mindir_version), indent=1) + "\n"
-    )
+    described = write_description(path, {**describe(config, classes, shape), "mindir_version": rest.mindir_version})
     log.info("%s: %d x 3 x %d x %d to %d logits", path, *shape[:1], *shape[2:], config.num_classes)
     if classes is None:
-        log.info("%s: no class names, as %s has neither train/ nor val/", path.with_suffix(".json"), config.data_url)
+        log.info("%s: no class names, as %s has neither train/ nor val/", described, config.data_url)
 
 
 def lower(temporary: Path, path: Path) -> None:
@@ -84,26 +81,6 @@ def check(network: nn.Cell, temporary: Path, images: ms.Tensor, path: Path) -> N
     off = float(np.abs(got - want).max())
     if not off <= TOLERANCE * max(1.0, float(np.abs(want).max())):
         raise UserError(f"{path}: the exported file gives other logits than the network, by {off:.3g}; nothing is kept")
-
-
-def serving(config: Config, classes: Optional[list[str]], shape: tuple[int, ...], version: int) -> dict[str, Any]:
-    """What a runtime must know to serve the exported file."""
-    return {
-        "arch": config.arch,
-        "flavour": config.flavour,
-        "num_classes": config.num_classes,
-        "classes": classes,
-        "image_size": config.image_size,
-        "crop_mode": config.crop_mode,
-        "crop_pct": config.crop_pct,
-        "interpolation": "bicubic" if config.interpolation == "random" else config.interpolation,
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
-        "color": "RGB",
-        "input": {"shape": list(shape), "dtype": "float32", "layout": "NCHW"},
-        "output": {"shape": [shape[0], config.num_classes], "dtype": "float32"},
-        "mindir_version": version,
-    }
 
 
 if __name__ == "__main__":

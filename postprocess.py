@@ -5,20 +5,23 @@ python postprocess.py --mindir_path DDRNet23.mindir --result_path result_Files \
 """
 
 import argparse
+import errno
 import json
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
-from preprocess import read_spec
-from src.errors import UserError, run
+from src.errors import UserError, printable, run
 from src.evaluation.metrics import rank_of_label
-from src.files import write_text
+from src.files import open_regular, read_json, write_text
+from src.serving.description import read_description
+from src.serving.results import ENDING, result_names
 
-ENDING = "_0.bin"
+MOST_BYTES = 2**30  # of the label file: those of ten million images fit
 SHOWN = 10  # classes in the table, names in a list
-BLOCK = 1024  # images in memory at once
+BLOCK = 1024  # images in memory at once, and
+BLOCK_LOGITS = 2**26  # logits
 
 
 def main(argv: Optional[list[str]] = None) -> None:
@@ -30,16 +33,16 @@ def main(argv: Optional[list[str]] = None) -> None:
     parser.add_argument("--report", default="report.json", help="where the report goes")
     args = parser.parse_args(argv)
 
-    spec = read_spec(args.mindir_path)
-    labels = read_labels(args.label_file, spec["num_classes"])
-    report = make_report(labels, Path(args.result_path), spec)
+    description = read_description(args.mindir_path)
+    labels = read_labels(args.label_file, description["num_classes"])
+    report = make_report(labels, Path(args.result_path), description)
     write_text(args.report, json.dumps(report, indent=1) + "\n")
     print(table(report))
-    for kind in ("missing", "surplus", "not_a_number"):
+    for kind in ("missing", "surplus", "not_finite"):
         names = report[kind]
         if names:
             more = ", ..." if len(names) > SHOWN else ""
-            print(f"{kind.replace('_', ' ')}: {len(names)} ({', '.join(names[:SHOWN])}{more})")
+            print(f"{kind.replace('_', ' ')}: {len(names)} ({', '.join(map(printable, names[:SHOWN]))}{more})")
     print(f"Top1 acc: {round(report['top1'], 5)}")
     print(f"Top5 acc: {round(report['top5'], 5)}")
 
@@ -50,66 +53,61 @@ def read_labels(path: str, num_classes: int) -> dict[str, int]:
     Raises:
         UserError: the file is missing, malformed or empty, or a label is out of range.
     """
-    try:
-        labels = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); preprocess.py writes it") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); write it again with preprocess.py") from error
+    if not Path(path).exists():
+        raise UserError(f"{path}: is missing; preprocess.py writes it")
+    labels = read_json(path, MOST_BYTES)
     if not isinstance(labels, dict) or not labels:
         raise UserError(f"{path}: holds no labels; write it again with preprocess.py")
     for name, label in labels.items():
-        if not isinstance(label, int) or not 0 <= label < num_classes:
-            raise UserError(f"{path}: the label of {name} must be from 0 to {num_classes - 1}, not {label!r}")
+        if len(name) < 3 or name.count("/") != 1 or name.startswith("/") or name.endswith("/"):
+            raise UserError(f"{path}: '{printable(name)}' must be <class>/<file>; write it again with preprocess.py")
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < num_classes:
+            shown = printable(label, 40)
+            raise UserError(f"{path}: the label of {printable(name)} must be from 0 to {num_classes - 1}, not {shown}")
     return labels
 
 
-def result_name(image: str) -> str:
-    """`<class>/<file>` to the name of its result: `<class>__<file without its ending>_0.bin`."""
-    folder, _, file = image.rpartition("/")
-    return f"{folder}__{Path(file).stem}{ENDING}"
-
-
-def make_report(labels: dict[str, int], folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
-    """Count every labelled image once; one without a result, or with a NaN in it, is wrong.
+def make_report(labels: dict[str, int], folder: Path, description: dict[str, Any]) -> dict[str, Any]:
+    """Count every labelled image once; one without a result, or with a logit that is no finite number, is wrong.
 
     Args:
         labels: `<class>/<file>` to class index.
         folder: the results.
-        spec: of the network; its class names go into the report.
+        description: of the network; its class names go into the report.
 
     Returns:
         images, top1, top5 (shares), per_class (name to images, top1, top5), worst (class names, the worst first),
-        missing, not_a_number (images), surplus (files that belong to no image).
+        missing, not_finite (images), surplus (files that belong to no image).
 
     Raises:
-        UserError: the folder is missing, or a result has another size than the network's output.
+        UserError: the folder is missing, two images would share a result, or a result cannot be read or has another
+            size than the network's output.
     """
     if not folder.is_dir():
         raise UserError(f"--result_path {folder}: no such folder; the program writes it")
-    count, images = spec["num_classes"], list(labels)
-    names = spec["classes"] or [f"class {index}" for index in range(count)]
+    count, images = description["num_classes"], list(labels)
+    files = result_names(images)
+    names = description["classes"] or [f"class {index}" for index in range(count)]
     label_of = np.fromiter(labels.values(), np.int64, len(labels))
     ranks = np.full(len(images), count)
-    missing, not_a_number = [], []
-    for start in range(0, len(images), BLOCK):
-        block = images[start : start + BLOCK]
+    missing, not_finite = [], []
+    step = max(1, min(BLOCK, BLOCK_LOGITS // count))
+    for start in range(0, len(images), step):
+        block = images[start : start + step]
         logits = np.full((len(block), count), np.nan, np.float32)
-        for row, image in zip(logits, block):
-            try:
-                read_result(folder / result_name(image), row)
-            except FileNotFoundError:
+        for row, image, file in zip(logits, block, files[start:]):
+            if not read_result(folder / file, row):
                 missing.append(image)
-                continue
-            if np.isnan(row).any():
-                not_a_number.append(image)
-        ranks[start : start + BLOCK] = rank_of_label(logits, label_of[start : start + BLOCK])
+            elif not np.isfinite(row).all():
+                not_finite.append(image)
+                row[:] = np.nan  # which ranks last
+        ranks[start : start + step] = rank_of_label(logits, label_of[start : start + step])
 
     per_class = {}
     for index in np.unique(label_of):
         own = ranks[label_of == index]
         per_class[names[index]] = {"images": len(own), "top1": share(own, 1), "top5": share(own, 5)}
-    wanted = set(map(result_name, images))
+    wanted = set(files)
     return {
         "images": len(images),
         "top1": share(ranks, 1),
@@ -117,17 +115,31 @@ def make_report(labels: dict[str, int], folder: Path, spec: dict[str, Any]) -> d
         "per_class": per_class,
         "worst": sorted(per_class, key=lambda name: (per_class[name]["top1"], per_class[name]["top5"]))[:SHOWN],
         "missing": missing,
-        "not_a_number": not_a_number,
+        "not_finite": not_finite,
         "surplus": sorted(path.name for path in folder.glob(f"*{ENDING}") if path.name not in wanted),
     }
 
 
-def read_result(path: Path, row: np.ndarray) -> None:
-    """Fill `row`, float32 (num_classes,), from a result file; FileNotFoundError where there is none."""
-    values = np.fromfile(path, np.float32)
-    if values.shape != row.shape:
-        raise UserError(f"{path}: holds {values.size} logits, but the network has {row.size} classes; run it again")
-    row[:] = values
+def read_result(path: Path, row: np.ndarray) -> bool:
+    """Fill `row`, float32 (num_classes,), from a result file; False where there is none.
+
+    Raises:
+        UserError: it is no regular file, cannot be read, or has another size.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(row.nbytes + 1)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):  # longer than the program could write
+            return False
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(content) != row.nbytes:
+        held = f"more than {row.nbytes}" if len(content) > row.nbytes else f"{len(content)}"
+        raise UserError(
+            f"{path}: holds {held} bytes, but the network's {row.size} logits take {row.nbytes}; run the program again"
+        )
+    row[:] = np.frombuffer(content, np.float32)
+    return True
 
 
 def share(ranks: np.ndarray, within: int) -> float:
@@ -137,11 +149,12 @@ def share(ranks: np.ndarray, within: int) -> float:
 
 def table(report: dict[str, Any]) -> str:
     """The worst classes as text."""
-    width = max(len(name) for name in ["class", *report["worst"]])
+    shown = {name: printable(name, 60) for name in report["worst"]}
+    width = max(map(len, ["class", *shown.values()]))
     lines = [f"the worst of {len(report['per_class'])} classes", f"  {'class':{width}}  images    top-1    top-5"]
     for name in report["worst"]:
         entry = report["per_class"][name]
-        lines.append(f"  {name:{width}}  {entry['images']:6}  {entry['top1']:7.2%}  {entry['top5']:7.2%}")
+        lines.append(f"  {shown[name]:{width}}  {entry['images']:6}  {entry['top1']:7.2%}  {entry['top5']:7.2%}")
     return "\n".join(lines)
 
 

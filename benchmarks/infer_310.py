@@ -33,9 +33,9 @@ from mindspore import Tensor  # noqa: E402
 
 from src.args import Config  # noqa: E402
 from src.data import load_eval_image  # noqa: E402
-from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from src.data.imagenet import list_folder  # noqa: E402
 from src.models import create_model  # noqa: E402
+from src.serving.description import describe, write_description  # noqa: E402
 from src.serving.mindir import lower_mindir  # noqa: E402
 
 
@@ -99,11 +99,7 @@ def export(paths: list[str], config: Config, path: Path) -> np.ndarray:
     shape = (config.batch_size, 3, config.image_size, config.image_size)
     ms.export(network, Tensor(np.zeros(shape, np.float32)), file_name=str(path), file_format="MINDIR")
     lower_mindir(str(path), str(path))
-    description = {name: getattr(config, name) for name in ("image_size", "crop_mode", "crop_pct", "interpolation")}
-    description.update(color="RGB", mean=IMAGENET_MEAN, std=IMAGENET_STD, num_classes=config.num_classes)
-    description.update(input={"shape": shape, "dtype": "float32"})
-    description.update(output={"shape": (config.batch_size, config.num_classes), "dtype": "float32"})
-    path.with_suffix(".json").write_text(json.dumps(description))
+    write_description(path, describe(config, None, shape))
     return logits
 
 

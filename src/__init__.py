@@ -9,6 +9,8 @@ BLAS, of which we use little, starts no threads: they would compete with MindSpo
 
 import os
 
+__version__ = "1.0.0"
+
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

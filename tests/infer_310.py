@@ -1,11 +1,11 @@
 """What the tests of the C++ program share: building it, a network to run, images to run it on."""
 
-import json
 import os
 import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import mindspore as ms
@@ -13,8 +13,8 @@ import numpy as np
 from mindspore import Tensor, nn
 from PIL import Image
 
-from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD
 from src.models import create_model
+from src.serving.description import describe, write_description
 from src.serving.mindir import lower_mindir
 from tests.golden import weights as golden
 
@@ -53,26 +53,18 @@ def run_main(*arguments: Any, cwd: Optional[Path] = None, **keywords: Any) -> su
 def spec(
     size: int = 64, batch: int = 1, classes: Optional[tuple[str, ...]] = CLASSES, **changes: Any
 ) -> dict[str, Any]:
-    """What export.py writes beside a MindIR."""
-    count = len(classes) if classes else len(CLASSES)
-    return {
-        "arch": "DDRNet23Slim",
-        "flavour": "zoo",
-        "num_classes": count,
-        "classes": list(classes) if classes else None,
-        "classes_from": "val" if classes else None,
-        "image_size": size,
-        "crop_mode": "squash",
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
-        "color": "RGB",
-        "input": {"shape": [batch, 3, size, size], "dtype": "float32", "layout": "NCHW"},
-        "output": {"shape": [batch, count], "dtype": "float32"},
-        "mindir_version": 1,
-        **changes,
-    }
+    """What export.py writes beside a MindIR of format version 1, but for the file's checksum."""
+    config = SimpleNamespace(
+        arch="DDRNet23Slim",
+        flavour="zoo",
+        num_classes=len(classes) if classes else len(CLASSES),
+        image_size=size,
+        crop_mode="squash",
+        crop_pct=0.875,
+        interpolation="bicubic",
+    )
+    names = list(classes) if classes else None
+    return {**describe(config, names, (batch, 3, size, size)), "mindir_version": 1, **changes}
 
 
 def network(arch: str = "DDRNet23Slim", flavour: str = "zoo", num_classes: int = len(CLASSES)) -> nn.Cell:
@@ -90,7 +82,7 @@ def export(cell: nn.Cell, path: Path, description: dict[str, Any], lower: bool =
     path.chmod(0o600)
     if lower:
         lower_mindir(str(path), str(path))
-    path.with_suffix(".json").write_text(json.dumps(description))
+    write_description(path, description)
     return path
 
 

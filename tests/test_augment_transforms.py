@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from src.data import decode as decoding
 from src.data.augment import kernels, transforms
 from src.data.augment.transforms import UndecodableImage, create_transform, decode, load_eval_image
 from tests.photos import make_config, photos
@@ -92,9 +93,9 @@ def test_damaged_bytes_are_undecodable_whatever_the_crop(damage, form, tmp_path)
 def test_decoding_only_the_rows_of_a_crop_gives_the_pixels_of_the_whole_image(mode, keys, monkeypatch):
     encoded = encode(photo().convert(mode), "JPEG", **keys)
     whole = decode(encoded)
-    monkeypatch.setattr(transforms, "decode", None)  # so that the short way is taken and not the long one
+    monkeypatch.setattr(decoding, "decode", None)  # so that the short way is taken and not the long one
     for bottom in (1, 7, 8, 64, 149, 150):
-        image, box = transforms.decode_part(encoded, lambda width, height, b=bottom: (10, 0, 90, b), 224)
+        image, box = decoding.decode_part(encoded, lambda width, height, b=bottom: (10, 0, 90, b), 224)
         assert (image.size, box) == ((220, bottom), (10, 0, 90, bottom))
         np.testing.assert_array_equal(np.asarray(image), np.asarray(whole)[:bottom])
 
@@ -102,14 +103,14 @@ def test_decoding_only_the_rows_of_a_crop_gives_the_pixels_of_the_whole_image(mo
 @pytest.mark.parametrize("colour", [(253, 2, 251), (0, 0, 0), (255, 255, 255)])
 def test_images_of_one_colour_are_decoded_even_in_the_colour_that_marks_unwritten_rows(colour):
     encoded = encode(Image.new("RGB", (64, 64), colour), "JPEG", quality=100, subsampling=0)
-    image, box = transforms.decode_part(encoded, lambda width, height: (0, 0, 64, 20), 224)
+    image, box = decoding.decode_part(encoded, lambda width, height: (0, 0, 64, 20), 224)
     np.testing.assert_array_equal(np.asarray(image.crop(box)), np.asarray(decode(encoded).crop(box)))
 
 
 @pytest.mark.parametrize(("crop", "factor"), [(450, 1), (896, 2), (1791, 2), (1792, 4)])
 def test_large_crops_are_decoded_at_a_size_that_stays_twice_as_large(crop, factor):
     encoded = encode(photos()[0].resize((2000, 1800)), "JPEG")
-    image, box = transforms.decode_part(encoded, lambda width, height: (3, 3, 3 + crop, 3 + crop), 224)
+    image, box = decoding.decode_part(encoded, lambda width, height: (3, 3, 3 + crop, 3 + crop), 224)
     assert image.width == 2000 // factor
     np.testing.assert_allclose(box, np.array([3, 3, 3 + crop, 3 + crop]) / factor)
 
@@ -117,8 +118,8 @@ def test_large_crops_are_decoded_at_a_size_that_stays_twice_as_large(crop, facto
 def test_without_pillows_innards_the_whole_image_is_decoded(monkeypatch):
     encoded = encode(photo(), "JPEG")
     monkeypatch.delattr(Image, "_getdecoder")
-    monkeypatch.setattr(transforms, "decode", lambda _: photo())  # Pillow's own decoding needs them as well
-    image, box = transforms.decode_part(encoded, lambda width, height: (10, 0, 90, 40), 224)
+    monkeypatch.setattr(decoding, "decode", lambda _: photo())  # Pillow's own decoding needs them as well
+    image, box = decoding.decode_part(encoded, lambda width, height: (10, 0, 90, 40), 224)
     assert (image, box) == (photo(), (10, 0, 90, 40))
 
 

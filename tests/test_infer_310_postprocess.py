@@ -1,14 +1,20 @@
 """Labels before and accuracy after the C++ program, on results written by hand."""
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import postprocess
 import preprocess
+from src.data.augment.transforms import load_eval_image
 from src.errors import UserError
-from tests.infer_310 import CLASSES, save_folder, spec
+from src.serving.description import read_description, write_description
+from tests.infer_310 import CLASSES, PROJECT, picture, save_folder, spec
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def test_a_result_with_a_nan_is_wrong_and_named(run):
     logits = one_hot(0)
     logits[7] = np.nan
     report = run({"ant/0.JPEG": 0}, {"ant__0_0.bin": logits})
-    assert (report["top1"], report["top5"], report["not_a_number"]) == (0.0, 0.0, ["ant/0.JPEG"])
+    assert (report["top1"], report["top5"], report["not_finite"]) == (0.0, 0.0, ["ant/0.JPEG"])
 
 
 def test_missing_results_are_wrong_and_surplus_ones_named(run, capsys):
@@ -90,11 +96,83 @@ def test_names_with_dots_and_spaces_find_their_results(run):
 
 
 def test_a_result_of_another_size_is_an_error(run):
-    with pytest.raises(UserError, match="holds 9 logits, but the network has 10 classes"):
-        run({"ant/0.JPEG": 0}, {"ant__0_0.bin": np.zeros(9)})
+    for size in (9, 11):
+        with pytest.raises(UserError, match="but the network's 10 logits take 40"):
+            run({"ant/0.JPEG": 0}, {"ant__0_0.bin": np.zeros(size)})
 
 
-@pytest.mark.parametrize("labels", [{}, [], {"ant/0.JPEG": 10}, {"ant/0.JPEG": -1}, {"ant/0.JPEG": "ant"}])
+@pytest.mark.parametrize("surplus", [-39, -1, 1, 3])
+def test_a_result_with_bytes_too_few_or_too_many_is_an_error(run, tmp_path, surplus):
+    (tmp_path / "results" / "ant__0_0.bin").write_bytes(bytes(40 + surplus))
+    with pytest.raises(UserError, match=r"ant__0_0\.bin: holds "):
+        run({"ant/0.JPEG": 0}, {})
+
+
+@pytest.mark.parametrize("values", [np.inf, -np.inf])
+def test_a_result_with_an_infinite_logit_is_wrong_and_named(run, values):
+    one, every = np.append(one_hot(0)[:9], values), np.full(10, values)
+    report = run({"ant/0.JPEG": 0, "ant/1.JPEG": 0}, {"ant__0_0.bin": one, "ant__1_0.bin": every})
+    assert (report["top1"], report["top5"]) == (0.0, 0.0)
+    assert report["not_finite"] == ["ant/0.JPEG", "ant/1.JPEG"]
+
+
+def test_what_lies_in_a_results_place_is_an_error_or_no_result(run, tmp_path):
+    place = tmp_path / "results" / "ant__0_0.bin"
+    place.mkdir()
+    with pytest.raises(UserError, match=r"ant__0_0\.bin: cannot be read \(Is a directory"):
+        run({"ant/0.JPEG": 0}, {})
+    place.rmdir()
+    place.symlink_to(place)
+    with pytest.raises(UserError, match=r"cannot be read \(Too many levels"):
+        run({"ant/0.JPEG": 0}, {})
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(UserError, match=r"cannot be read \(no regular file"):
+        run({"ant/0.JPEG": 0}, {})
+    place.unlink()
+    assert run({f"ant/{'0' * 300}.JPEG": 0}, {})["missing"] == [f"ant/{'0' * 300}.JPEG"]
+
+
+def test_images_of_one_stem_have_results_of_their_whole_names(run):
+    labels = {"ant/0.jpg": 0, "ant/0.png": 0, "ant/1.jpg": 0}
+    report = run(labels, {"ant__0.jpg_0.bin": one_hot(0), "ant__0.png_0.bin": one_hot(1), "ant__1_0.bin": one_hot(0)})
+    assert report["top1"] == pytest.approx(2 / 3) and report["missing"] == report["surplus"] == []
+
+
+@pytest.mark.parametrize("pair", [("ant__b/c.jpg", "ant/b__c.jpg"), ("ant/x.jpg", "ant/x.png", "ant/x.jpg.bmp")])
+def test_images_that_would_share_even_the_longer_name_are_an_error(run, pair):
+    with pytest.raises(UserError, match="would share the result file"):
+        run(dict.fromkeys(pair, 0), {})
+
+
+def test_names_cannot_forge_a_line(run, tmp_path, capsys):
+    names = ["ant\nTop1 acc: 1.0", *CLASSES[1:]]
+    (tmp_path / "net.json").write_text(json.dumps(spec(classes=names)))
+    image = "ant\nTop1 acc: 1.0/0\x1b[2J.jpg"
+    run({image: 0}, {"old\nTop5 acc: 1.0_0.bin": one_hot(0)})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("Top")] == ["Top1 acc: 0.0", "Top5 acc: 0.0"]
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_names_that_are_no_utf_8_pass_a_strict_stream(tmp_path):
+    (tmp_path / "net.json").write_text(json.dumps(spec(classes=["\udcd6\udcd0", *CLASSES[1:]])))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "label.json").write_text(json.dumps({"\udcd6\udcd0/0.jpg": 0}))
+    with open(os.fsencode(tmp_path / "results") + b"/\xd6\xd0__1_0.bin", "wb"):  # noqa: PTH123 (bytes)
+        pass
+    command = [sys.executable, PROJECT / "postprocess.py", "--mindir_path", "net.mindir", "--result_path", "results"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": str(PROJECT)}
+    command += ["--label_file", "label.json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "surplus: 1 (\\udcd6\\udcd0__1_0.bin)" in done.stdout
+    assert json.loads((tmp_path / "report.json").read_text())["missing"] == ["\udcd6\udcd0/0.jpg"]
+
+
+@pytest.mark.parametrize(
+    "labels", [{}, [], {"0": 0}, *({"ant/0.JPEG": label} for label in (10, -1, "ant", True, 10**30, None, 0.5))]
+)
 def test_labels_that_cannot_be_are_an_error_that_names_the_file(run, labels):
     with pytest.raises(UserError, match=r"label\.json"):
         run(labels, {})
@@ -138,15 +216,103 @@ def test_a_class_that_the_network_does_not_know_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "cannot be read"),
+        (None, "is missing; export.py writes it beside net.mindir"),
         ("{", "not valid JSON"),
-        ("[]", "num_classes is missing"),
-        (json.dumps(spec(num_classes="ten")), "num_classes is missing"),
-        (json.dumps({**spec(), "classes": ["ant"]}), "classes must be 10 different names"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "must be a JSON object"),
+        ("{}", "num_classes is missing"),
+        ('{"num_classes": 2}', "classes is missing"),
+        *(
+            (json.dumps(spec(num_classes=count)), "num_classes must be from 1 to 1000000")
+            for count in ("ten", True, 0, -1, 1.5, 10**12, None, [10])
+        ),
+        ('{"num_classes": 1' + "0" * 5000 + "}", "not valid JSON"),
+        *(
+            (json.dumps(spec(classes=None, num_classes=4) | {"classes": classes}), "classes must be a list of names")
+            for classes in (7, "abcd", {}, [1, 2, 3, 4], ["a", "b", "c", None], [["a"], "b", "c", "d"])
+        ),
+        *(
+            (json.dumps(spec(classes=None, num_classes=3) | {"classes": classes}), "classes must be 3 different names")
+            for classes in (["a"], ["a", "b", "b"], ["a", "b", "c", "c"], [])
+        ),
+        (json.dumps(spec(file="net.mindir", sha256=7)), "file and sha256 must be texts"),
     ],
 )
 def test_a_broken_description_is_an_error_that_names_it(text, message, tmp_path):
     if text is not None:
         (tmp_path / "net.json").write_text(text)
-    with pytest.raises(UserError, match=rf"net\.json: .*{message}"):
-        preprocess.read_spec(str(tmp_path / "net.mindir"))
+    with pytest.raises(UserError, match=rf"net\.json.*: .*{message}"):
+        read_description(tmp_path / "net.mindir")
+
+
+def test_a_description_knows_the_file_that_it_belongs_to(tmp_path):
+    path = tmp_path / "net.mindir"
+    path.write_bytes(bytes(100_000))
+    write_description(path, spec())
+    description = read_description(path)
+    assert description["sha256"] == hashlib.sha256(bytes(100_000)).hexdigest()
+    assert (description["file"], description["written_by"].split()[0]) == ("net.mindir", "ddrnet")
+
+    (tmp_path / "other.mindir").write_bytes(path.read_bytes())
+    (tmp_path / "other.json").write_text((tmp_path / "net.json").read_text())
+    assert read_description(tmp_path / "other.mindir") == description, "renamed together"
+    (tmp_path / "net.air").write_bytes(b"of another format")
+    assert read_description(tmp_path / "net.air") == description
+
+    damaged = bytearray(path.read_bytes())
+    damaged[50_000] ^= 4
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"net\.mindir: is damaged, or not the file that net\.json describes"):
+        read_description(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"net\.mindir: cannot be read"):
+        read_description(path)
+
+
+def test_a_description_without_a_checksum_is_read(tmp_path):
+    (tmp_path / "net.json").write_text(json.dumps(spec()))
+    assert read_description(tmp_path / "net.mindir")["classes"] == list(CLASSES)
+
+
+def test_images_of_other_formats_get_a_png_of_the_same_pixels(tmp_path):
+    save_folder(tmp_path / "val", {"ant": 2})
+    files = {"a.bmp": "BMP", "b.gif": "GIF", "c.ppm": "PPM", "d.tif": "TIFF", "e.webp": "WEBP", "f.jpg": "WEBP"}
+    for name, form in files.items():
+        picture(90, 70).save(tmp_path / "val" / "ant" / name, form)
+    picture(90, 70).save(tmp_path / "val" / "ant" / "g.bmp", "PNG")
+    (tmp_path / "val" / "ant" / "h.jpg").write_bytes(b"no image")
+    old = tmp_path / "out" / "converted" / "ant" / "gone.bmp.png"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"of an earlier run")
+    (tmp_path / "net.json").write_text(json.dumps(spec()))
+    flags = {"mindir_path": "net.mindir", "data_path": "val", "result_path": "out"}
+    preprocess.main([part for flag, name in flags.items() for part in (f"--{flag}", str(tmp_path / name))])
+    converted = {path.name: path for path in (tmp_path / "out" / "converted" / "ant").iterdir()}
+    assert sorted(converted) == sorted(f"{name}.png" for name in files)
+    config = type("Config", (), {"image_size": 64, "crop_pct": 0.875, "crop_mode": "squash"})
+    config.interpolation = "bicubic"
+    for name in files:
+        original = load_eval_image(str(tmp_path / "val" / "ant" / name), config)
+        np.testing.assert_array_equal(load_eval_image(str(converted[f"{name}.png"]), config), original)
+
+
+def test_the_flow_needs_numpy_and_pillow_alone(tmp_path):
+    """What the machine with the card need not have is kept from being imported."""
+    save_folder(tmp_path / "val", {"ant": 1})
+    (tmp_path / "net.json").write_text(json.dumps(spec()))
+    missing = ("mindspore", "pydantic", "yaml", "numba", "matplotlib", "tqdm", "google", "torch")
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys({missing}))
+import preprocess, postprocess
+preprocess.main(["--mindir_path", "net.mindir", "--data_path", "val"])
+import pathlib, numpy
+pathlib.Path("result_Files").mkdir()
+numpy.zeros(10, numpy.float32).tofile("result_Files/ant__ant_0_0.bin")
+postprocess.main(["--mindir_path", "net.mindir"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["Top1 acc: 1.0", "Top5 acc: 1.0"]

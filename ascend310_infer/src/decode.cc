@@ -11,12 +11,10 @@
 #include <png.h>
 
 #include "error.h"
+#include "image_files.h"
 
 namespace ddrnet {
 namespace {
-
-// Pillow refuses larger images as decompression bombs: twice 1 GiB / 4 / 3 pixels.
-constexpr uint64_t kMaxPixels = 178956970;
 
 // libjpeg and libpng report errors through longjmp, which must not skip a destructor: everything with one lives outside
 // the functions that call setjmp, and those functions keep to plain data.
@@ -73,13 +71,6 @@ void ReadPngBytes(png_structp png, png_bytep target, png_size_t count) {
 
 }  // extern "C"
 
-void CheckSize(uint64_t width, uint64_t height) {
-  if (width == 0 || height == 0) throw ImageError("it has no pixels");
-  if (width * height > kMaxPixels) {
-    throw ImageError("it has " + std::to_string(width) + " x " + std::to_string(height) + " pixels, too many");
-  }
-}
-
 struct JpegDecoder {
   jpeg_decompress_struct info{};
   JpegErrors errors{};
@@ -128,6 +119,7 @@ struct JpegDecoder {
       JSAMPROW row = image->Row(static_cast<int>(info.output_scanline));
       if (jpeg_read_scanlines(&info, &row, 1) == 0) return Cut();
     }
+    jpeg_finish_decompress(&info);  // as Pillow does: what follows may still be an error, its absence is none
     return true;
   }
 };
@@ -151,13 +143,10 @@ void ConvertAdobeCmyk(Image *image) {
 }
 
 void DecodeJpeg(const std::vector<uint8_t> &file, Image *image) {
+  const std::vector<uint8_t> bare = BareJpeg(file);
   auto decoder = std::make_unique<JpegDecoder>();
-  if (!decoder->ReadHeader(file.data(), file.size())) throw ImageError(decoder->errors.message);
+  if (!decoder->ReadHeader(bare.data(), bare.size())) throw ImageError(decoder->errors.message);
   const int components = decoder->info.num_components;
-  if (components != 1 && components != 3 && components != 4) {
-    throw ImageError("a JPEG of " + std::to_string(components) + " components");
-  }
-  CheckSize(decoder->info.image_width, decoder->info.image_height);
   if (!decoder->Start()) throw ImageError(decoder->errors.message);
   image->Allocate(static_cast<int>(decoder->info.output_width), static_cast<int>(decoder->info.output_height));
   if (!decoder->ReadRows(image)) throw ImageError(decoder->errors.message);
@@ -181,6 +170,7 @@ struct PngDecoder {
   bool ReadHeader(const uint8_t *data, size_t size) {
     if (png == nullptr || info == nullptr || setjmp(png_jmpbuf(png))) return false;
     input = {data, size};
+    png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // there is a limit of our own
     png_set_read_fn(png, &input, ReadPngBytes);
     png_read_info(png, info);
     return true;
@@ -210,11 +200,11 @@ struct PngDecoder {
 };
 
 void DecodePng(const std::vector<uint8_t> &file, Image *image) {
+  const std::vector<uint8_t> bare = BarePng(file);
   auto decoder = std::make_unique<PngDecoder>();
-  if (!decoder->ReadHeader(file.data(), file.size())) throw ImageError(decoder->message);
+  if (!decoder->ReadHeader(bare.data(), bare.size())) throw ImageError(decoder->message);
   const auto width = png_get_image_width(decoder->png, decoder->info);
   const auto height = png_get_image_height(decoder->png, decoder->info);
-  CheckSize(width, height);
   if (!decoder->Start()) throw ImageError(decoder->message);
   if (png_get_rowbytes(decoder->png, decoder->info) != static_cast<size_t>(width) * 4) {
     throw ImageError("a PNG of an unknown kind");
@@ -228,16 +218,13 @@ void DecodePng(const std::vector<uint8_t> &file, Image *image) {
 }  // namespace
 
 void DecodeImage(const std::vector<uint8_t> &file, Image *image) {
-  static const uint8_t kJpeg[] = {0xFF, 0xD8, 0xFF}, kPng[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
-  const auto begins = [&file](const uint8_t *mark, size_t size) {
-    return file.size() >= size && std::memcmp(file.data(), mark, size) == 0;
-  };
-  if (begins(kJpeg, sizeof(kJpeg))) {
-    DecodeJpeg(file, image);
-  } else if (begins(kPng, sizeof(kPng))) {
-    DecodePng(file, image);
-  } else {
-    throw ImageError(file.empty() ? "the file is empty" : "neither a JPEG nor a PNG file");
+  switch (FormatOf(file)) {
+    case ImageFormat::kJpeg:
+      return DecodeJpeg(file, image);
+    case ImageFormat::kPng:
+      return DecodePng(file, image);
+    default:
+      throw ImageError(file.empty() ? "the file is empty" : "neither a JPEG nor a PNG file; preprocess.py converts others");
   }
 }
 

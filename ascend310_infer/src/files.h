@@ -2,21 +2,16 @@
 #ifndef DDRNET_FILES_H_
 #define DDRNET_FILES_H_
 
+#include <cstddef>
 #include <cstdint>
-#include <fstream>
 #include <string>
 #include <vector>
 
 namespace ddrnet {
 
-// Reads a file into `bytes`, whose memory is reused. False where it cannot be read.
-inline bool ReadFile(const std::string &path, std::vector<uint8_t> *bytes) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
-  if (size < 0 || !file.seekg(0)) return false;
-  bytes->resize(static_cast<size_t>(size));
-  return size == 0 || file.read(reinterpret_cast<char *>(bytes->data()), size).good();
-}
+// Reads a regular file of at most `limit` bytes into `bytes`, whose memory is reused. Returns why it cannot be read;
+// empty: it was. A pipe, which might never end, or a device is not waited for.
+std::string ReadFile(const std::string &path, size_t limit, std::vector<uint8_t> *bytes);
 
 }  // namespace ddrnet
 

@@ -11,12 +11,15 @@
 
 #include "error.h"
 #include "files.h"
+#include "image_files.h"
 #include "preprocess.h"
 #include "queue.h"
 #include "results.h"
 
 namespace ddrnet {
 namespace {
+
+constexpr char kNoMemory[] = "there is not enough memory for it";
 
 using Clock = std::chrono::steady_clock;
 
@@ -96,8 +99,11 @@ class Pipeline {
       Slot *slot = nullptr;
       if (!free_.Pop(&slot)) return;
       slot->index = index;
-      slot->error.clear();
-      if (!ReadFile(items_[index].path, &slot->file)) slot->error = "it cannot be read";
+      try {
+        slot->error = ReadFile(items_[index].path, kMaxImageBytes, &slot->file);
+      } catch (const std::bad_alloc &) {
+        slot->error = kNoMemory;
+      }
       if (!read_.Push(slot)) return;
     }
     read_.Close();
@@ -112,7 +118,7 @@ class Pipeline {
         } catch (const ImageError &error) {
           slot->error = error.what();
         } catch (const std::bad_alloc &) {
-          slot->error = "there is not enough memory for it";
+          slot->error = kNoMemory;
         }
       }
       if (!decoded_.Push(slot)) return;

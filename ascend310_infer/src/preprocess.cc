@@ -6,15 +6,9 @@
 
 #include "decode.h"
 #include "error.h"
+#include "image_files.h"
 
 namespace ddrnet {
-namespace {
-
-// A side longer than this after resizing means an image of absurd proportions.
-constexpr int64_t kMaxSide = 1 << 24;
-
-}  // namespace
-
 Preprocess::Preprocess(const Spec &spec) : spec_(spec) {
   for (int channel = 0; channel < 3; ++channel) {
     for (int byte = 0; byte < 256; ++byte) {
@@ -39,7 +33,7 @@ void Preprocess::operator()(const std::vector<uint8_t> &file, float *output) con
       width = side * image.width / image.height;
     }
   }
-  if (width > kMaxSide || height > kMaxSide) {
+  if (width * height > std::max(static_cast<int64_t>(kMaxPixels), side * side)) {
     throw ImageError("it has " + std::to_string(image.width) + " x " + std::to_string(image.height) +
                      " pixels, too narrow a strip");
   }

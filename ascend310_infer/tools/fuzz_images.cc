@@ -17,6 +17,7 @@
 
 #include "error.h"
 #include "files.h"
+#include "image_files.h"
 #include "json.h"
 #include "preprocess.h"
 #include "spec.h"
@@ -71,12 +72,12 @@ int main(int argc, char **argv) {
   Bytes spec_text;
   for (int i = 4; i < argc; ++i) {
     files.emplace_back();
-    if (!ddrnet::ReadFile(argv[i], &files.back())) {
+    if (!ddrnet::ReadFile(argv[i], ddrnet::kMaxImageBytes, &files.back()).empty()) {
       std::cerr << "error: " << argv[i] << ": cannot be read" << std::endl;
       return 2;
     }
   }
-  if (!ddrnet::ReadFile(argv[1], &spec_text)) {
+  if (!ddrnet::ReadFile(argv[1], ddrnet::kMaxImageBytes, &spec_text).empty()) {
     std::cerr << "error: " << argv[1] << ": cannot be read" << std::endl;
     return 2;
   }

@@ -3,17 +3,19 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 import numpy as np
 
-from src.args import Config
 from src.data.augment.mixup import Mix, Mixup, partners
 from src.data.augment.transforms import UndecodableImage, create_transform
 from src.data.listing import Samples, list_classes, list_folder
 from src.data.loader import BufferPool, Prefetcher, clamp_workers
 from src.data.packed import PackedSamples, is_packed
 from src.errors import UserError
+
+if TYPE_CHECKING:  # the machine that serves reads data without pydantic
+    from src.args import Config
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     return _generator(_SAMPLE, seed, epoch, index)
 
 
-def create_dataset(config: Config, split: str, rank: int = 0, world: int = 1, uniform_columns: int = 0) -> "Batches":
+def create_dataset(config: "Config", split: str, rank: int = 0, world: int = 1, uniform_columns: int = 0) -> "Batches":
     """The batches of one split on one rank.
 
     Args:
@@ -74,7 +76,7 @@ def _classes_of(root: Path, split: str) -> Optional[list[str]]:
     return list_classes(str(root / split)) if (root / split).is_dir() else None
 
 
-def class_names(config: Config) -> Optional[list[str]]:
+def class_names(config: "Config") -> Optional[list[str]]:
     """The sorted class names, from data_url's train/, else its val/; None where there is neither.
 
     Raises:
@@ -106,7 +108,7 @@ class Batches:
         steps: batches an epoch on this rank.
     """
 
-    def __init__(self, samples: Samples, config: Config, rank: int, world: int, classes_from: str) -> None:
+    def __init__(self, samples: Samples, config: "Config", rank: int, world: int, classes_from: str) -> None:
         self.samples, self.config, self.rank, self.world = samples, config, rank, world
         self.classes, self.classes_from, self.size = samples.classes, classes_from, len(samples)
         self.steps = 0
@@ -127,7 +129,7 @@ class TrainBatches(Batches):
         update: images of one update, over all ranks and accumulated batches.
     """
 
-    def __init__(self, samples: Samples, config: Config, rank: int, world: int, uniform_columns: int = 0) -> None:
+    def __init__(self, samples: Samples, config: "Config", rank: int, world: int, uniform_columns: int = 0) -> None:
         super().__init__(samples, config, rank, world, "train")
         self.uniform_columns = uniform_columns
         self.bad, self.bad_paths = 0, []
@@ -205,7 +207,7 @@ class TrainBatches(Batches):
 class EvalBatches(Batches):
     """Every image once, in the folder's order; rank r has images r, r + world, ..."""
 
-    def __init__(self, samples: Samples, config: Config, rank: int, world: int, classes_from: str) -> None:
+    def __init__(self, samples: Samples, config: "Config", rank: int, world: int, classes_from: str) -> None:
         super().__init__(samples, config, rank, world, classes_from)
         self.steps = -(-len(range(rank, len(samples), world)) // config.batch_size)
 

@@ -8,11 +8,26 @@ from typing import Optional
 
 import numpy as np
 
+from src.data.image_files import read_image
 from src.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-EXTENSIONS = (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpe",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 
 
 class Samples:
@@ -40,7 +55,7 @@ class Samples:
 
     def read(self, index: int) -> bytes:
         """An image's encoded bytes."""
-        return Path(self.path(index)).read_bytes()
+        return read_image(self.path(index))
 
 
 def list_classes(folder: str) -> list[str]:

@@ -4,10 +4,7 @@ The training crop is that of "Going Deeper with Convolutions" (Szegedy et al. 20
 section 6). The evaluation transform stands here once, for validation, eval.py and the preview.
 """
 
-import io
 import math
-import warnings
-from pathlib import Path
 from typing import Callable, Optional
 
 import numpy as np
@@ -16,6 +13,8 @@ from PIL import Image, ImageEnhance
 from src.data.augment import kernels
 from src.data.augment.auto_augment import create_auto_augment
 from src.data.augment.random_erasing import random_erasing
+from src.data.decode import decode, decode_part
+from src.data.image_files import MAX_PIXELS, UndecodableImage, read_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,113 +30,6 @@ _DRAWN = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 _NORMALISED = ((np.arange(256) / 255.0 - np.array(IMAGENET_MEAN)[:, None]) / np.array(IMAGENET_STD)[:, None]).astype(
     np.float32
 )
-
-
-_UNWRITTEN = (253, 2, 251)  # a colour that no row of a photograph consists of
-_MARGIN = 16  # rows below a scaled crop that the resizing filter may reach
-
-
-class UndecodableImage(Exception):
-    """The bytes are no image that Pillow can decode."""
-
-
-def decode(encoded: bytes) -> Image.Image:
-    """Decode a whole image to 8-bit RGB.
-
-    Greyscale, palette, CMYK and transparent images become RGB as Pillow converts them; 16-bit greyscale is scaled to
-    8 bits. EXIF rotation is ignored, as ImageNet's convention has it.
-
-    Raises:
-        UndecodableImage: the bytes are damaged or no image.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(encoded))
-            image.load()
-            return to_rgb(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever the damage leads them to
-        raise UndecodableImage(str(error) or type(error).__name__) from error
-
-
-def decode_part(
-    encoded: bytes, draw_box: Callable[[int, int], tuple[int, int, int, int]], side: int
-) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """Decode what a crop needs: of a JPEG, no rows below it, and at 1/2, 1/4 or 1/8 size where it stays twice as large.
-
-    Without scaling the pixels are those of the whole image. With it, 191 crops of photographs differed by 0.6 grey
-    levels on average and by 1.6 at most; down to the final size it would be up to 5.
-
-    Args:
-        encoded: the file's bytes.
-        draw_box: from the image's width and height to the crop's left, top, right, bottom.
-        side: pixels to which both sides of the crop will be resized.
-
-    Returns:
-        A PIL RGB image and the crop's box in its pixels, whole numbers unless the image is scaled down.
-
-    Raises:
-        UndecodableImage: the bytes are damaged or no image.
-    """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        partial = image.format == "JPEG" and image.mode in ("RGB", "L") and b"\xff\xd9" in encoded[-64:]
-    except Exception as error:  # as in `decode`
-        raise UndecodableImage(str(error) or type(error).__name__) from error
-    if not partial:
-        image = decode(encoded)
-        return image, draw_box(*image.size)
-    width, height = image.size
-    box = draw_box(width, height)
-    factor = max(f for f in (1, 2, 4, 8) if f == 1 or min(box[2] - box[0], box[3] - box[1]) >= 2 * f * side)
-    if factor > 1:
-        image.draft(image.mode, (-(-width // factor), -(-height // factor)))
-        across, down = image.width / width, image.height / height
-        box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-    rows = min(image.height, math.ceil(box[3]) + (_MARGIN if factor > 1 else 0))
-    top = _decode_rows(image, encoded, rows)
-    if top is not None:
-        return to_rgb(top), box
-    if factor == 1:
-        return decode(encoded), box
-    whole = decode(encoded)
-    return whole, tuple(edge * whole.width / image.width for edge in box)
-
-
-def _decode_rows(image: Image.Image, encoded: bytes, rows: int) -> Optional[Image.Image]:
-    """The first rows of a JPEG that is opened and not yet loaded; None where that cannot be had.
-
-    Pillow's decoder stops when the rows it was given are full, and then complains that the file goes on. That the
-    last row was written tells this from a file that is damaged.
-    """
-    top = Image.new(image.mode, (image.width, rows), None)
-    top.paste(_UNWRITTEN[: len(image.mode)], (0, rows - 1, image.width, rows))
-    try:
-        name, _, _, arguments = image.tile[0]
-        decoder = Image._getdecoder(image.mode, name, arguments, image.decoderconfig)
-        decoder.setimage(top.im, (0, 0, image.width, rows))
-        consumed, code = decoder.decode(encoded)
-        decoder.cleanup()
-    except (AttributeError, TypeError, ValueError, SystemError):  # another Pillow's innards
-        return None
-    if consumed >= 0 and code == 0:  # it waits for more: the file is cut short
-        return None
-    last = top.crop((0, rows - 1, image.width, rows)).getcolors(1)
-    return None if last and last[0][1] in (_UNWRITTEN, _UNWRITTEN[0]) else top
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any PIL image to mode RGB; 16-bit greyscale is scaled, not clipped."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def random_crop_box(
@@ -197,12 +89,17 @@ def resize_and_crop(image: Image.Image, size: int, crop_pct: float, crop_mode: s
 
     Returns:
         PIL RGB of size x size.
+
+    Raises:
+        UndecodableImage: a strip so narrow that, resized, it has more pixels than there should be memory for.
     """
     side = round(size / crop_pct)
     width = height = side
     if crop_mode == "center":
         shorter = min(image.size)
-        width, height = (max(side, int(side * length / shorter)) for length in image.size)
+        width, height = (max(side, side * length // shorter) for length in image.size)
+        if width * height > max(MAX_PIXELS, side * side):
+            raise UndecodableImage(f"it has {image.width} x {image.height} pixels, too narrow a strip")
     resized = image.resize((width, image.height), resample).resize((width, height), resample)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return resized.crop((left, top, left + size, top + size))
@@ -283,9 +180,9 @@ def load_eval_image(path: str, config) -> np.ndarray:
     """Read one image file as evaluation sees it: float32 (3, H, W), normalised.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is a folder, a pipe or a device.
         UndecodableImage: it is damaged or no image.
     """
     out = np.empty((3, config.image_size, config.image_size), np.float32)
-    EvalTransform(config)(Path(path).read_bytes(), out)
+    EvalTransform(config)(read_image(path), out)
     return out
