@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Install what the tests need and run them. MINDSPORE=2.7.0 in the environment chooses another MindSpore.
+# Install what the tests need and run them. MINDSPORE=2.7.0 in the environment chooses another MindSpore, PYTHON=python3.12
+# another Python; each has a virtual environment of its own.
 set -euo pipefail
 
-usage="bash $0 [PYTEST_ARGUMENT ...]   such as tests/test_args.py or -k resume"
+usage="bash $0 [PYTEST_ARGUMENT ...]   such as tests/test_args.py, -k resume, or -m fast (under 3 minutes)"
 if [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
   echo "usage: $usage" >&2
   exit 2
@@ -18,11 +19,6 @@ for header in jpeglib.h:libjpeg62-turbo-dev png.h:libpng-dev; do
 #include <${header%%:*}>" | g++ -E -x c++ - >/dev/null 2>&1 || install_debian "${header##*:}"
 done
 
-venv=.venv-test
-mindspore=()
-if [ -n "${MINDSPORE:-}" ]; then
-  venv=.venv-test-$MINDSPORE
-  mindspore=("mindspore==$MINDSPORE")
-fi
-make_venv "$venv" -r requirements-test.txt "${mindspore[@]}"
+venv=$(test_venv)
+make_venv "$venv" -r requirements-test.txt ${MINDSPORE:+"mindspore==$MINDSPORE"}
 exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"

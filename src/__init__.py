@@ -4,12 +4,12 @@ From MindSpore 2.9 on, oneDNN runs every convolution in its reference kernel whe
 times slower than its AVX2 kernels; the cap takes effect if it is set before the first operator runs. And MindSpore's
 own warnings, which concern its developers, stay out of the log; GLOG_v=2 in the environment brings them back. NumPy's
 BLAS, of which we use little, starts no threads: they would compete with MindSpore's and catch signals
-(`tools/signals.py`).
+(`trainers/signals.py`).
 """
 
 import os
 
-__version__ = "1.0.0"
+__version__ = "1.0.0"  # written into checkpoints and exported files; CHANGELOG.md says what changed
 
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("GLOG_v", "3")

@@ -5,8 +5,13 @@ EX_TEMPFAIL. 1: a run that must stop.
 """
 
 import logging
+import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any, Callable
+
+from src.console import make_unbreakable
 
 MESSAGE_LIMIT = 2000  # characters of a message: files hold names and values of any length
 
@@ -64,7 +69,11 @@ class _Lines(logging.Formatter):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run an entry point; what it raises of the above is one line on standard error and its exit code."""
+    """Run an entry point; what goes wrong is one line on standard error, with the exit codes above.
+
+    An error that nobody foresaw is one line too; with DDRNET_TRACEBACK=1 in the environment its traceback follows.
+    """
+    make_unbreakable()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Lines("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -72,6 +81,20 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (UserError, TrainingStopped) as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        what = printable(f"{type(error).__name__}: {error}", MESSAGE_LIMIT)
+        hint = "; DDRNET_TRACEBACK=1 in the environment shows the traceback"
+        if os.environ.get("DDRNET_TRACEBACK") == "1":
+            traceback.print_exc()
+            hint = ""
+        _end(f"error: unforeseen, in {Path(where.filename).name} line {where.lineno}: {what}{hint}", 1)
+
+
+def _end(line: str, code: int) -> None:
+    sys.stdout.flush()
+    print(line, file=sys.stderr)
+    sys.exit(code)

@@ -1,14 +1,16 @@
 """The one way in which files reach the disk, whole or not at all, and in which small ones are read: bounded."""
 
 import errno
+import fcntl
 import glob
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Union
+from typing import IO, Any, Optional, Union
 
 from src.errors import TemporaryFailure, UserError
 
@@ -34,17 +36,102 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask | 0o600)
+        with _where_supported():  # some file systems have no modes
+            temporary.chmod(0o666 & ~umask | 0o600)
         _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        with _where_supported():  # and some cannot sync a folder
+            _sync(path.parent)
     except OSError as error:
         kind = TemporaryFailure if error.errno in _PASSING else UserError
         raise kind(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):  # the folder itself may be what is missing
-            for left in path.parent.glob(glob.escape(temporary.stem) + "*"):  # MindSpore writes aside once more
+            for left in path.parent.glob(glob.escape(temporary.name) + "*"):
                 left.unlink()
+
+
+# What a file system says that lacks a call; the content stands all the same.
+_UNSUPPORTED = {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY, errno.EACCES}
+
+
+@contextmanager
+def _where_supported() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def try_writing(folder: Union[str, Path]) -> None:
+    """Write a small file into a folder as `atomic_write` does, and remove it: what fails then would fail later too.
+
+    Raises:
+        UserError: the folder cannot be made or written, or the disk is full.
+    """
+    path = Path(folder, f".trial.{os.getpid()}")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(bytes(4096))
+    with suppress(OSError):
+        path.unlink()
+
+
+def sweep(folder: Union[str, Path], *stems: str) -> None:
+    """Remove what killed processes have left of files that they were writing to a folder by `atomic_write`."""
+    pattern = re.compile(rf"\.(trial\.\d+|({'|'.join(stems)})\.\d+\.tmp.*)")
+    with suppress(OSError):
+        for path in Path(folder).iterdir():
+            if pattern.fullmatch(path.name) and is_regular(path):
+                path.unlink()
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a path leads to a regular file; False where that cannot be told."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def next_free(path: Path) -> Path:
+    """The path with the lowest number before its ending that nothing has: a.jsonl to a.1.jsonl."""
+    number = 1
+    while os.path.lexists(free := path.with_suffix(f".{number}{path.suffix}")):
+        number += 1
+    return free
+
+
+def is_private(path: Union[str, Path]) -> bool:
+    """Whether a file or folder belongs to this user or root, and nobody outside the user's own group can write to it.
+
+    What is loaded and run from elsewhere may be another's.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return False
+    open_to_group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
+    return status.st_uid in (0, os.geteuid()) and not (status.st_mode & stat.S_IWOTH or open_to_group)
+
+
+def claim(path: Path) -> Optional[IO]:
+    """Hold a lock on a file until the process ends; None where the file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file cannot be made.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def write_text(path: Union[str, Path], text: str) -> None:

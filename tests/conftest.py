@@ -28,6 +28,21 @@ def write_digits(folder: Path) -> Path:
     return folder
 
 
+# What starts training runs, ranks, compilers or fuzzers; all other files are `fast`.
+PROCESS = {
+    "test_compile_cache", "test_distributed", "test_infer_310", "test_infer_310_preprocess", "test_kernels",
+    "test_launcher", "test_mindir", "test_modelarts", "test_onnx", "test_onnx_programs", "test_programs",
+    "test_resume",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Mark every test that is not of MindSpore's Ascend code as fast or process, by its file."""
+    for item in items:
+        if "ascend" not in item.keywords:
+            item.add_marker(pytest.mark.process if item.path.stem in PROCESS else pytest.mark.fast)
+
+
 @pytest.fixture(autouse=True)
 def _pynative_mode_whatever_ran_before():
     import mindspore as ms  # not above: it sets OMP_NUM_THREADS to 1 for all children of the process

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from src.args import Config
+from src.distributed.ranks import Ranks
+from src.errors import UserError
+from src.trainers.compile_cache import CompileCache, digest
 from tests.conftest import TINY, run_program
 from tests.interrupted import outcome
 
@@ -74,3 +78,30 @@ def test_a_cache_that_cannot_be_written_is_an_error_before_training(digits, tmp_
     )
     assert done.returncode == 2
     assert f"compile_cache: {tmp_path}/file: cannot be written" in done.stderr
+
+
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    with pytest.raises(UserError, match="can be written by others"), CompileCache(parse_cached(cache), Ranks()):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "{}", "null"])
+def test_an_entry_of_rubbish_or_a_file_in_its_place_is_made_anew(content, tmp_path):
+    config = parse_cached(tmp_path / "cache")
+    entry = tmp_path / "cache" / digest(config, Ranks())
+    entry.mkdir(parents=True)
+    (entry / "whole.json").write_text(content)
+    (entry / "graph").write_text("rubbish")
+    (tmp_path / "cache").chmod(0o700)
+    with CompileCache(config, Ranks()):
+        assert not entry.exists()
+    entry.write_text("a file")
+    with CompileCache(config, Ranks()):
+        assert not entry.exists()
+
+
+def parse_cached(folder: Path) -> Config:
+    return Config(device_target="CPU", compile_cache=str(folder))

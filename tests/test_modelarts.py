@@ -170,7 +170,7 @@ def test_outputs_are_sent_when_they_are_new_and_removed_when_they_are_gone(store
     outbox.send()
     assert files(there) == {"ckpt_0/a-1_5.ckpt": b"weights", "ckpt_0/a-1_5.state": b"state"}
     sent = [call for call in calls(store) if call.startswith("obs://")]
-    assert [Path(call).suffix for call in sent] == [".ckpt", ".state"]  # the state vouches for the weights
+    assert [Path(call).suffix for call in sent] == [".state", ".ckpt"]  # weights alone would be somebody's loss
     outbox.send()
     assert [call for call in calls(store) if call.startswith("obs://")] == sent
     (outbox.folder / "ckpt_0/a-1_5.ckpt").unlink()

@@ -53,6 +53,7 @@ def copy(alone, tmp_path) -> Path:
         (signal.SIGTERM, "epoch 1/2 step 3/5"),
         (signal.SIGINT, "epoch 2/2 step 1/5"),
         (signal.SIGTERM, "epoch 1/2 step 5/5"),
+        (signal.SIGHUP, "epoch 1/2 step 2/5"),
     ],
 )
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(number, said, flags, alone, tmp_path):
@@ -124,7 +125,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(TrainingStopped, match=r"network\.weight is no longer finite, and nothing was saved"):
         checkpoints.save(step.network, step, Config(), Cursor(2, 1), True)
     with pytest.raises(TrainingStopped):
-        checkpoints.save_best(step.network)
+        checkpoints.save_best(step.network, 0.5)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert checkpoints.newest_good()[0].path == good
 
@@ -167,6 +168,29 @@ def test_going_on_from_a_damaged_newest_checkpoint_ends_the_same(flags, alone, c
     assert "DDRNet23Slim-2_5.ckpt: is damaged" in done.stdout
     assert "the one before it is taken" in done.stdout
     assert outcome(copy) == outcome(alone)
+
+
+@pytest.mark.parametrize("kind", ["damaged", "without their states"])
+def test_checkpoints_of_which_none_is_good_stop_the_run_and_stay(kind, flags, copy):
+    for path in (copy / "ckpt_0").glob("*-*"):
+        if kind == "damaged" and path.suffix == ".ckpt":
+            path.write_bytes(path.read_bytes()[:-1000])
+        elif kind != "damaged" and path.suffix == ".state":
+            path.unlink()
+    before = {path.name: path.read_bytes() for path in (copy / "ckpt_0").iterdir()}
+    done = run_program("train.py", *flags, "--resume", "auto", cwd=copy)
+    assert done.returncode == 2
+    assert "holds checkpoints, but none that a run can go on from" in done.stderr
+    assert "DDRNet23Slim-2_5" in done.stderr
+    assert {path.name: path.read_bytes() for path in (copy / "ckpt_0").iterdir()} == before
+
+
+def test_going_on_with_other_data_is_told(flags, copy, digits, tmp_path):
+    shutil.copytree(digits, tmp_path / "other")
+    next((tmp_path / "other" / "train" / "3").iterdir()).unlink()
+    done = run_program("train.py", *flags, "--resume", "auto", "--data_url", tmp_path / "other", cwd=copy)
+    assert done.returncode == 2
+    assert "training images in data_url: 80 in the checkpoint, 79 now" in done.stderr
 
 
 def test_keys_that_change_the_run_are_listed_and_harmless_ones_are_not(flags, alone):

@@ -5,7 +5,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from src.files import atomic_write
+from src.errors import UserError
+from src.files import atomic_write, read_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,21 +14,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAINING, VALIDATION, TOP5, RATE, AVERAGED = "#4269d0", "#ff725c", "#efb118", "#3ca951", "#a463f2"
+MOST_METRICS = 1 << 28  # bytes of a metrics.jsonl
 _MARKED = 40  # epochs up to which each has a mark
 _POINTS = 2000  # of the learning rate's curve, at most
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, an epoch each; lines that are no record are left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    return read_records(path)[0]
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The records of a metrics.jsonl in the order of their epochs, and whether anything in it could not be read."""
+    try:
+        lines = read_bytes(path, MOST_METRICS).splitlines()
+    except UserError:
+        return [], True
+    records, damaged = {}, False
+    for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+            epoch = record["epoch"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged = True
             continue
-        if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-            records.append(record)
-    return records
+        if isinstance(record, dict) and type(epoch) is int and epoch > 0:
+            records[epoch] = record
+        else:
+            damaged = True
+    return [records[epoch] for epoch in sorted(records)], damaged
 
 
 def draw_curves(records: list[dict[str, Any]], path: Path, rates: Optional["np.ndarray"] = None) -> None:

@@ -1,19 +1,29 @@
 """What a run tells its user: a progress bar or plain lines, metrics.jsonl, curves.png."""
 
 import json
+import logging
+import os
+import shutil
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
+import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from src.evaluation.curves import draw_curves
-from src.files import write_text
+from src.errors import UserError
+from src.evaluation.curves import draw_curves, read_records
+from src.files import next_free, write_text
+
+_log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Loss, learning rate, images/s and time left: a bar on a terminal, a line every `log_every` steps in a log.
+    """Loss, images/s and time left: a bar of one line on a terminal, a line every `log_every` steps in a log.
 
     Args:
         steps: updates an epoch.
@@ -26,77 +36,140 @@ class Progress:
     def __init__(self, steps: int, epochs: int, images: int, log_every: int, quiet: bool = False) -> None:
         self.steps, self.epochs, self.images, self.log_every, self.quiet = steps, epochs, images, log_every, quiet
         self.bar: Optional[tqdm] = None
+        self.log_beside_bar = ExitStack()
 
     def start(self, epoch: int, done: int = 0) -> None:
         """Begin an epoch, counted from 1, of which `done` updates are behind."""
         self.epoch, self.done = epoch, done
         self.told_done, self.told_time = done, time.perf_counter()
-        if sys.stderr.isatty() and not self.quiet:
-            self.bar = tqdm(
-                total=self.steps, initial=done, desc=f"epoch {epoch}/{self.epochs}", unit="step", dynamic_ncols=True
-            )
+        self._open(f"epoch {epoch}/{self.epochs}", self.steps, done)
+
+    def compiling(self) -> None:
+        """The first step is about to be compiled, which takes a while."""
+        if self.bar is not None:
+            self.bar.set_postfix_str("compiling the step")
+        elif not self.quiet:
+            print("compiling the step", flush=True)
 
     def step(self, done: int, loss: float, lr: float, wait_ms: float = 0.0) -> None:
         """`done` updates of the epoch are behind, the last with this loss; a step waits `wait_ms` for its data."""
         advanced, self.done = done - self.done, done
         due = done // self.log_every > self.told_done // self.log_every or done == self.steps
-        if self.quiet or not (self.bar or due):
+        if self.quiet or not (self.bar is not None or due):
             return
         seconds = max(time.perf_counter() - self.told_time, 1e-9) / (done - self.told_done)
+        epoch_left = clock(seconds * (self.steps - done))
         left = clock(seconds * (self.steps * (self.epochs - self.epoch + 1) - done))
-        speed = f"{self.images / seconds:.1f} img/s (data wait {wait_ms:.0f} ms)"
-        if self.bar:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.4g}, {speed}, {left} left", refresh=False)
+        speed = self.images / seconds
+        if self.bar is not None:
+            # What matters most comes first; the rest is shown where the terminal is wide enough.
+            parts = [f"loss {loss:.3f}", f"{speed:.{0 if speed >= 100 else 1}f} img/s", f"{left} left"]
+            parts += [f"epoch {epoch_left}", f"wait {wait_ms:.0f} ms", f"lr {lr:.3g}"]
+            self.bar.set_postfix_str(fitting(parts, self._room()), refresh=False)
             self.bar.update(advanced)
         if due:
-            if not self.bar:
+            if self.bar is None:
                 place = f"epoch {self.epoch}/{self.epochs} step {done}/{self.steps}"
-                print(f"{place} loss {loss:.4f} lr {lr:.4g} {speed} {left} left", flush=True)
+                times = f"{left} left, {epoch_left} of the epoch"
+                print(
+                    f"{place} loss {loss:.4f} lr {lr:.4g} {speed:.1f} img/s (data wait {wait_ms:.0f} ms) {times}",
+                    flush=True,
+                )
             self.told_done, self.told_time = done, time.perf_counter()
 
     def end(self) -> None:
-        """End the epoch's bar."""
-        if self.bar:
+        """End the bar."""
+        if self.bar is not None:
             self.bar.close()
             self.bar = None
+        self.log_beside_bar.close()
+
+    def validate(self, images: int) -> None:
+        """Begin to validate so many images; `validated` tells of them."""
+        self._open("validation", images, 0)
+
+    def validated(self, images: int) -> None:
+        """So many more images are behind."""
+        if self.bar is not None:
+            self.bar.update(images)
+
+    def _open(self, what: str, total: int, done: int) -> None:
+        self.end()
+        if self.quiet or not sys.stderr.isatty():
+            return
+        form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+        self.bar = tqdm(total=total, initial=done, desc=what, bar_format=form, dynamic_ncols=True, leave=False)
+        self.log_beside_bar.enter_context(logging_redirect_tqdm())
+
+    def _room(self) -> int:
+        """Columns for what stands behind the count, beside a bar of at least eight."""
+        total = len(str(self.steps))
+        return shutil.get_terminal_size().columns - len(f"epoch {self.epoch}/{self.epochs} 100%|| ,  ") - 9 - 2 * total
+
+
+def fitting(parts: Sequence[str], room: int) -> str:
+    """As many parts, from the first, as fit into so many columns, with commas between them."""
+    text = ""
+    for part in parts:
+        longer = f"{text}, {part}" if text else part
+        if len(longer) > room:
+            break
+        text = longer
+    return text
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Seconds as h:mm:ss, below an hour as m:ss."""
     whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 class Metrics:
-    """metrics.jsonl, a line an epoch, and the curves drawn from it.
+    """metrics.jsonl, a line an epoch, and the curves drawn from it. Neither ever ends a run: what fails is a warning.
 
     Args:
         folder: where both lie.
-        first_epoch: the epoch that will be added first. 1: a file that an earlier run left is kept under the next free
-            name, metrics.1.jsonl and so on; later: its lines of earlier epochs stay, the others are dropped.
+        first_epoch: the epoch that will be added first.
+        goes_on: the file's lines of earlier epochs are this run's own and stay. Otherwise a file that an earlier run
+            left is kept under the next free name, metrics.1.jsonl and so on.
         writes: False on all ranks but the first.
     """
 
-    def __init__(self, folder: Path, first_epoch: int = 1, writes: bool = True) -> None:
+    def __init__(self, folder: Path, first_epoch: int = 1, goes_on: bool = False, writes: bool = True) -> None:
         self.path = folder / "metrics.jsonl"
         self.curves = folder / "curves.png"
         self.records: list[dict[str, Any]] = []
         self.writes = writes
-        if not writes or not self.path.exists():
+        if not writes or not os.path.lexists(self.path):
             return
-        if first_epoch == 1:
-            number = 1
-            while (kept := folder / f"metrics.{number}.jsonl").exists():
-                number += 1
-            self.path.rename(kept)
-            return
-        lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-        self.records = [line for line in lines if line["epoch"] < first_epoch]
+        records, damaged = read_records(self.path) if goes_on else ([], False)
+        self.records = [record for record in records if record["epoch"] < first_epoch]
+        if damaged or not goes_on:
+            try:
+                kept = next_free(folder / ("metrics.damaged.jsonl" if damaged else "metrics.jsonl"))
+                self.path.rename(kept)
+            except OSError as error:
+                _log.warning("%s: cannot be set aside (%s)", self.path, error.strerror)
+                return
+            if damaged:
+                _log.warning("%s: is damaged: what can be read is kept, the whole set aside as %s", self.path, kept)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add an epoch's record and draw the curves anew."""
-        if not self.writes:
-            return
+        """Add an epoch's record."""
         self.records.append(record)
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.records))
-        draw_curves(self.records, self.curves)
+        if self.writes:
+            self._try(write_text, self.path, "".join(json.dumps(line) + "\n" for line in self.records))
+
+    def draw(self, rates: np.ndarray) -> None:
+        """Draw the curves anew; `rates`: the learning rate of every update of the run."""
+        if self.writes:
+            self._try(draw_curves, self.records, self.curves, rates)
+
+    def _try(self, work: Callable, *arguments: Any) -> None:
+        try:
+            work(*arguments)
+        except Exception as error:  # a log or a picture, whatever is wrong with it, is no reason to lose a run
+            what = "" if isinstance(error, UserError) else f"{self.path.parent}: {type(error).__name__}: "
+            _log.warning("%s%s; the run goes on without", what, error)

@@ -37,12 +37,13 @@ def output_folder(config: "Config") -> Path:
 
 def describe(config: "Config", network: "nn.Cell", train: "Batches", val: "Batches", rates: "np.ndarray") -> str:
     """What a run is about to do, in lines: the configuration and what follows from it."""
-    lines = [f"  {name}: {value}" for name, value in config.model_dump().items()]
+    defaults = type(config)().model_dump()
+    lines = [f"  {name}: {value}" for name, value in config.model_dump().items() if value != defaults[name]]
     parameters = sum(parameter.size for parameter in network.trainable_params())
     peak = rates.max()
     return "\n".join(
         [
-            "configuration",
+            "configuration, where it differs from the defaults:",
             *lines,
             f"network: {config.arch}, {parameters:,} trainable parameters",
             f"data: {train.size:,} training and {val.size:,} validation images in {len(train.classes):,} classes",

@@ -7,29 +7,29 @@ moments, loss scale, counters, averaged weights, the place in the data, and the 
 follows from the seed and that place, so no generator's state is needed.
 """
 
-import fcntl
 import hashlib
 import io
 import json
-import os
+import logging
 import re
-import time
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from src import __version__
 from src.args import OUTSIDE, Config
 from src.errors import TrainingStopped, UserError
-from src.files import atomic_write
+from src.files import atomic_write, claim, is_regular, next_free, read_json, sweep, try_writing, write_text
 from src.models.architectures import FLAVOURS
 from src.parameters import assign
 from src.trainers.train_one_step import TrainOneStep
+from src.weights.formats import write_ckpt
 from src.weights.load import load_pretrained
 
 # Keys that leave the weights as they would have been; batch size, cards and accumulation count by their product.
@@ -45,6 +45,7 @@ HARMLESS = OUTSIDE | {
     "sink_size",
 }
 MAGIC = b"DDRNet training state 1\n"
+_log = logging.getLogger(__name__)
 
 
 def _as_it_acts(values: dict[str, Any]) -> dict[str, Any]:
@@ -59,21 +60,29 @@ def _as_it_acts(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_weights(network: nn.Cell, path: Path) -> None:
-    """Write the network's parameters to `path` (.ckpt), with MindSpore's CRC32 of each.
+    """Write the network's parameters to `path` (.ckpt), as `weights_file`."""
+    with weights_file(network, path):
+        pass
+
+
+@contextmanager
+def weights_file(network: nn.Cell, path: Path) -> Iterator[Path]:
+    """The network's parameters as MindSpore's .ckpt with its CRC32, which becomes `path` when the block ends well.
 
     Raises:
         TrainingStopped: a parameter is not finite.
         UserError: the folder cannot be written or the disk is full. In both cases what stood at `path` is still there.
     """
-    for parameter in network.get_parameters():
-        if not np.isfinite(parameter.asnumpy()).all():
+    arrays = {parameter.name: parameter.asnumpy() for parameter in network.get_parameters()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
             raise TrainingStopped(
-                f"{parameter.name} is no longer finite, and nothing was saved; go on from an earlier checkpoint with a "
+                f"{name} is no longer finite, and nothing was saved; go on from an earlier checkpoint with a "
                 "lower base_lr or a longer warmup"
             )
-    values = [{"name": parameter.name, "data": parameter} for parameter in network.get_parameters()]
     with atomic_write(path) as temporary:
-        ms.save_checkpoint(values, str(temporary), crc_check=True)
+        write_ckpt(temporary, arrays)
+        yield temporary
 
 
 @dataclass
@@ -151,35 +160,40 @@ class Checkpoints:
         arch: the files' name, as in DDRNet23-<epoch>_<step>.ckpt.
         keep: how many of the numbered ones are kept, the newest.
         writes: False on all ranks but the first: they only keep count.
-        kernels: what computes, to compare at resume.
+        facts: what else every checkpoint says of the run, to compare at resume.
     """
 
-    def __init__(self, folder: Path, arch: str, keep: int, writes: bool = True, kernels: str = "") -> None:
+    def __init__(
+        self, folder: Path, arch: str, keep: int, writes: bool = True, facts: Optional[dict[str, Any]] = None
+    ) -> None:
         self.folder = folder
         self.arch = arch
         self.keep = keep
         self.writes = writes
-        self.kernels = kernels
+        self.facts = facts or {}
 
     def lock(self) -> None:
-        """Claim the folder until the process ends.
+        """Claim the folder until the process ends, sweep what killed runs have left, and see that it can be written.
 
         Raises:
-            UserError: another run writes there, or the folder cannot be written.
+            UserError: another run writes there, or the folder or its parent cannot be written.
         """
         if not self.writes:
             return
         path = self.folder / ".lock"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = path.open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in self.folder.glob(f".{self.arch}*.tmp*"):  # of a run that was killed while it wrote
-                left.unlink()
+            self._lock = claim(path)
         except BlockingIOError as error:
             raise UserError(f"{self.folder}: another run is writing there; stop it or use another folder") from error
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose train_url") from error
+        if self._lock is None:
+            _log.warning("%s: cannot be locked here; see that no second run writes there", self.folder)
+        sweep(self.folder, rf"{re.escape(self.arch)}.*")
+        sweep(self.folder.parent, "curves", "metrics", "config")
+        for folder in (self.folder, self.folder.parent):
+            try_writing(folder)
 
     @property
     def best_path(self) -> Path:
@@ -210,35 +224,51 @@ class Checkpoints:
         path = self.folder / f"{self.arch}-{cursor.epoch}_{cursor.done}.ckpt"
         if not self.writes:
             return path
-        others = [other.stat().st_mtime_ns for other in self.numbered() if other != path]
-        save_weights(network, path)
-        newest = max([time.time_ns(), *(other + 1 for other in others)])  # also where the clock was set back
-        os.utime(path, ns=(newest, newest))
         onward = replace(cursor)
         if finished:
             onward.next_epoch()
         facts = {
             **onward.facts(),
+            "serial": 1 + max((serial for serial, _ in self._ordered()), default=0),
             "config": json.loads(config.model_dump_json()),
             "images_an_update": config.images_an_update,
-            "kernels": self.kernels,
-            "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "version": __version__,
+            **self.facts,
         }
         arrays = {name: parameter.asnumpy() for name, parameter in step.state().items()}
-        try:
+        # The state comes first: one alone is what a killed save leaves, weights alone are somebody's loss.
+        with weights_file(network, path) as temporary:
+            facts["weights_sha256"] = sha256_of(temporary)
             _write_state(path.with_suffix(".state"), facts, arrays)
-        except UserError:
-            path.unlink()  # it says nothing without the other
-            raise
-        for old in self.numbered()[: -self.keep]:
-            old.with_suffix(".state").unlink(missing_ok=True)
-            old.unlink()
+        self._drop_old()
         return path
 
-    def save_best(self, network: nn.Cell) -> None:
-        """Save <arch>_best.ckpt."""
-        if self.writes:
-            save_weights(network, self.best_path)
+    def _drop_old(self) -> None:
+        for old in self.numbered()[: -self.keep]:
+            for path in (old, old.with_suffix(".state")):
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    _log.warning("%s: cannot be removed (%s)", path, error.strerror)
+        for state in self._files(".state"):
+            if not is_regular(state.with_suffix(".ckpt")):  # of a save or a removal that was killed
+                with suppress(OSError):
+                    state.unlink()
+
+    def save_best(self, network: nn.Cell, top1: float) -> None:
+        """Save <arch>_best.ckpt, and its top-1 beside it.
+
+        A better one, which a run has left that was gone on with from an earlier checkpoint, is kept as _best.1.ckpt.
+        """
+        if not self.writes:
+            return
+        path, scores = self.best_path, self.best_path.with_suffix(".json")
+        if is_regular(path) and _top1_in(scores) > top1:
+            kept = next_free(path)
+            path.replace(kept)
+            _log.info("best weights of another course of this run, top-1 %.5f: kept as %s", _top1_in(scores), kept)
+        save_weights(network, path)
+        write_text(scores, json.dumps({"top1": top1}) + "\n")
 
     def save_last(self, network: nn.Cell) -> Path:
         """Save <arch>.ckpt, the weights at the end of training."""
@@ -248,10 +278,27 @@ class Checkpoints:
         return path
 
     def numbered(self) -> list[Path]:
-        """The numbered checkpoints in the folder, the oldest first."""
-        pattern = re.compile(rf"{re.escape(self.arch)}-\d+_\d+\.ckpt")
-        found = [path for path in self.folder.glob(f"{self.arch}-*.ckpt") if pattern.fullmatch(path.name)]
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+        """The numbered checkpoints in the folder, in the order in which they were saved."""
+        return [path for _, path in self._ordered()]
+
+    def _ordered(self) -> list[tuple[int, Path]]:
+        """Them with their serial numbers; what cannot say its own stands behind the one before it by epoch and step."""
+        serial, found = 0, []
+        for path in self._files(".ckpt"):
+            own = _serial_in(path.with_suffix(".state"))
+            serial = serial if own is None else own
+            found.append((serial, path))
+        return sorted(found, key=lambda pair: pair[0])
+
+    def _files(self, suffix: str) -> list[Path]:
+        """The regular files <arch>-<epoch>_<step><suffix> by epoch and step."""
+        pattern = re.compile(rf"{re.escape(self.arch)}-(\d+)_(\d+){re.escape(suffix)}")
+        found = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            match = pattern.fullmatch(path.name)
+            if match and is_regular(path):
+                found.append((int(match[1]), int(match[2]), path))
+        return [path for *_, path in sorted(found)]
 
     def newest_good(self) -> tuple[Optional[Saved], list[str]]:
         """The newest whole checkpoint, and a line for each newer one that is damaged."""
@@ -268,17 +315,30 @@ def read_saved(path: Union[str, Path]) -> Saved:
     """Read a checkpoint that a run can go on from, every byte of it checked.
 
     Raises:
-        UserError: one of its files is missing or damaged.
+        UserError: one of its files is missing, cannot be read, or is damaged.
     """
     path = Path(path)
     state = path.with_suffix(".state")
     for file in (path, state):
-        if not file.is_file():
+        if not is_regular(file):
             raise UserError(f"{file}: is not there; to go on, {path.name} and {state.name} are needed")
     facts, arrays = _read_state(state)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != facts["weights_sha256"]:
+    try:
+        digest = sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if digest != facts.get("weights_sha256"):
         raise UserError(f"{path}: is damaged (its SHA-256 is not the one in {state.name})")
     return Saved(path, facts, arrays)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -307,11 +367,42 @@ def _write_state(path: Path, facts: dict[str, Any], arrays: dict[str, np.ndarray
 
 
 def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     start = len(MAGIC) + 32
-    body = content[start:]
+    body = memoryview(content)[start:]
     if content[: len(MAGIC)] != MAGIC or hashlib.sha256(body).digest() != content[len(MAGIC) : start]:
         raise UserError(f"{path}: is damaged (its SHA-256 does not fit)")
-    with np.load(io.BytesIO(body)) as arrays:
-        values = dict(arrays)
-    return json.loads(values.pop("facts").tobytes()), values
+    try:
+        with np.load(io.BytesIO(body)) as arrays:
+            values = dict(arrays)
+        facts = json.loads(values.pop("facts").tobytes())
+        Cursor.of(facts)
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile, RecursionError) as error:
+        raise UserError(f"{path}: is no training state of this program ({error})") from error
+    return facts, values
+
+
+def _serial_in(state: Path) -> Optional[int]:
+    """The serial number in a state, read without the rest; 0: an earlier version's has none; None: it is unreadable."""
+    try:
+        with state.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                return None
+            with zipfile.ZipFile(file) as archive, archive.open("facts.npy") as member:
+                facts = json.loads(np.lib.format.read_array(member, allow_pickle=False).tobytes())
+        serial = facts.get("serial") or 0
+    except Exception:  # a damaged archive leads its reader anywhere
+        return None
+    return serial if type(serial) is int and 0 <= serial < 1 << 53 else None
+
+
+def _top1_in(scores: Path) -> float:
+    """The top-1 in a best checkpoint's .json; -1 where there is none."""
+    try:
+        top1 = read_json(scores, 1 << 16)["top1"]
+    except (UserError, KeyError, TypeError):
+        return -1.0
+    return float(top1) if isinstance(top1, (int, float)) else -1.0

@@ -8,6 +8,7 @@ graph. So each graph has a folder of its own here, named by all that it follows 
 import hashlib
 import json
 import logging
+import os
 import platform
 import secrets
 import shutil
@@ -22,7 +23,7 @@ import mindspore as ms
 from src.args import OUTSIDE, Config
 from src.distributed.ranks import Ranks
 from src.errors import UserError
-from src.files import write_text
+from src.files import is_private, read_json, write_text
 from src.kernels.build import library
 
 _log = logging.getLogger(__name__)
@@ -56,19 +57,25 @@ class CompileCache:
         """
         if self.entry is None:
             return
-        if self.entry.exists() and not is_whole(self.entry):
+        if os.path.lexists(self.entry) and not is_whole(self.entry):
             _log.warning("compile_cache: %s is damaged, compiling anew", self.entry)
-            shutil.rmtree(self.entry, ignore_errors=True)
+            _remove(self.entry)
         if not self.entry.exists():
             try:
-                self.entry.parent.mkdir(parents=True, exist_ok=True)
+                self.entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self.making = self.entry.with_name(f".{self.entry.name}.{secrets.token_hex(8)}.tmp")
-                self.making.mkdir()
+                self.making.mkdir(mode=0o700)
                 for left in self.entry.parent.glob(".*.tmp"):  # of processes that died while they compiled
                     if left.stat().st_mtime < time.time() - DAY:
-                        shutil.rmtree(left, ignore_errors=True)
+                        _remove(left)
             except OSError as error:
                 raise UserError(f"compile_cache: {self.entry.parent}: cannot be written ({error.strerror})") from error
+        for folder in (self.entry.parent, self.making or self.entry):
+            if not is_private(folder):
+                raise UserError(
+                    f"compile_cache: {folder} belongs to another user or can be written by others, who could have a "
+                    "program of theirs run as yours; choose a folder of your own, or chmod go-w"
+                )
         ms.set_context(enable_compile_cache=True, compile_cache_path=str(self.making or self.entry))
 
     def __exit__(self, kind: Optional[type], *_: Any) -> None:
@@ -84,7 +91,15 @@ class CompileCache:
             write_text(self.making / WHOLE, json.dumps(files))
             with suppress(OSError):  # another process was first
                 self.making.rename(entry)
-        shutil.rmtree(self.making, ignore_errors=True)
+        _remove(self.making)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def digest(config: Config, ranks: Ranks, *shapes: int) -> str:
@@ -107,6 +122,6 @@ def contents(folder: Path) -> dict[str, str]:
 def is_whole(entry: Path) -> bool:
     """Whether an entry holds what it held when it was made."""
     try:
-        return json.loads((entry / WHOLE).read_text(encoding="utf-8")) == contents(entry)
-    except (OSError, ValueError):
+        return read_json(entry / WHOLE, 1 << 24) == contents(entry)
+    except (OSError, UserError):
         return False

@@ -1,5 +1,7 @@
 """A training run from its first step to its last: where it is, what it saves and tells, how it stops and goes on."""
 
+import hashlib
+import json
 import logging
 import sys
 import time
@@ -14,6 +16,8 @@ from src.data.data_utils.modelarts import Outbox
 from src.data.imagenet import TrainBatches
 from src.distributed.ranks import Ranks
 from src.errors import UserError
+from src.files import is_regular
+from src.heartbeat import beat
 from src.tools.callback import Metrics, Progress
 from src.tools.cell import native_kernels
 from src.tools.get_misc import output_folder, seconds_running
@@ -24,6 +28,7 @@ from src.trainers.signals import Interrupted, StopSignal
 from src.trainers.train_one_step import TrainOneStep
 
 _log = logging.getLogger(__name__)
+COMPILING, SAVING = 3600.0, 1800.0  # seconds that a rank may be silent for
 
 
 class Session:
@@ -59,9 +64,15 @@ class Session:
         self.config, self.network, self.step, self.train = config, network, step, train
         self.ranks, self.outbox, self.stop = ranks, outbox, stop
         self.folder = output_folder(config)
-        self.kernels = str(native_kernels(config))
+        classes = hashlib.sha256(json.dumps(train.classes).encode()).hexdigest()
+        self.facts = {
+            "kernels": str(native_kernels(config)),
+            "training images": train.size,
+            "number of classes": len(train.classes),
+            "class names (SHA-256)": classes,
+        }
         self.checkpoints = Checkpoints(
-            self.folder / "ckpt_0", config.arch, config.keep_checkpoint_max, ranks.is_first, self.kernels
+            self.folder / "ckpt_0", config.arch, config.keep_checkpoint_max, ranks.is_first, self.facts
         )
         self.checkpoints.lock()
         self.cursor = Cursor(epoch=config.start_epoch + 1)
@@ -86,11 +97,12 @@ class Session:
         facts = self.ranks.hand_out_facts(saved.cursor.facts() if saved else None)
         if facts:
             self.cursor, self.resumed = Cursor.of(facts), True
+            self._check_best()
             _log.info(
                 "going on from %s, in epoch %d after step %d", saved and saved.path, self.cursor.epoch, self.cursor.done
             )
-        first = self.cursor.epoch if self.resumed else 1
-        self.metrics = Metrics(self.folder, first_epoch=first, writes=self.ranks.is_first)
+        goes_on = bool(self.config.resume)  # with auto also what was killed before its first checkpoint
+        self.metrics = Metrics(self.folder, self.cursor.epoch, goes_on, writes=self.ranks.is_first)
         self.stop.arm()
 
     def epochs(self) -> Iterator[int]:
@@ -103,6 +115,10 @@ class Session:
         config, cursor = self.config, self.cursor
         started = time.perf_counter() - cursor.seconds
         self.progress.start(cursor.epoch, cursor.done)
+        if not self._told:
+            self.progress.compiling()
+        beat(COMPILING)
+        began = time.monotonic()
         for batches, loss in feed.epoch(cursor.epoch, cursor.done * config.accumulation_step):
             if not self._told:
                 _log.info("first step %.1f s after the start", seconds_running())
@@ -114,6 +130,8 @@ class Session:
             self.step.check_health()
             self.progress.step(cursor.done, float(loss.asnumpy()), self.step.learning_rate(), feed.wait_ms)
             within = cursor.done < self.train.updates
+            beat(10 * (time.monotonic() - began))
+            began = time.monotonic()
             self._save_where_due(bool(config.save_steps) and cursor.done % config.save_steps == 0 and within)
         self.progress.end()
         cursor.seconds = time.perf_counter() - started
@@ -125,15 +143,18 @@ class Session:
         scores: dict[str, float] = {}
         if last or (config.eval_every and cursor.epoch % config.eval_every == 0):
             try:
-                scores = judge.scores(self._keep_best)
+                scores = judge.scores(self._keep_best, self.progress)
             except Interrupted:
                 self._save_where_due(False)
+            finally:
+                self.progress.end()
             for prefix, whose in (("", ""), ("ema_", ", averaged weights")):
                 if f"{prefix}top1" in scores:
                     figures = (scores[f"{prefix}{name}"] for name in ("val_loss", "top1", "top5"))
                     _log.info("epoch %d%s: val loss %.5f, top-1 %.5f, top-5 %.5f", cursor.epoch, whose, *figures)
         self.metrics.add(self._record(scores, feed.wait_ms))
         self._save_where_due(last or bool(config.save_every and cursor.epoch % config.save_every == 0), finished=True)
+        self.metrics.draw(self.step.rates)
         cursor.next_epoch()
 
     def end(self) -> None:
@@ -143,7 +164,8 @@ class Session:
             path = self.checkpoints.save_last(self.network)
         self.outbox.send(last=True)
         _log.info("%s weights: %s", "averaged" if averaged else "last", path)
-        _log.info("best weights: %s, top-1 %.5f", self.checkpoints.best_path, self.cursor.best)
+        if self.cursor.best >= 0:
+            _log.info("best weights: %s, top-1 %.5f", self.checkpoints.best_path, self.cursor.best)
 
     def _record(self, scores: dict[str, float], wait_ms: float) -> dict[str, Any]:
         cursor, updates = self.cursor, self.train.updates
@@ -169,7 +191,9 @@ class Session:
         number = self.ranks.agree(self.stop.number or 0)
         if not (due or number):
             return
+        beat(SAVING)
         path = self._save(finished)
+        beat()
         if number and not (finished and self.cursor.epoch == self.config.epochs):
             self.progress.end()
             _log.info("stopped by signal %d, saved %s; to go on, add --resume auto to the same command", number, path)
@@ -186,9 +210,16 @@ class Session:
         if top1 <= self.cursor.best:
             return
         self.cursor.best = top1
-        self.checkpoints.save_best(self.network)
+        self.checkpoints.save_best(self.network, top1)
         if self.step.average:
             _log.info("best so far: the %s weights", whose)
+
+    def _check_best(self) -> None:
+        """Where the best weights so far are not in this run's folder, the best is looked for anew."""
+        if self.ranks.is_first and self.cursor.best >= 0 and not is_regular(self.checkpoints.best_path):
+            _log.info("best weights: top-1 %.5f so far, but not in %s", self.cursor.best, self.checkpoints.folder)
+            self.cursor.best = -1.0
+        self.cursor.best = self.ranks.hand_out_facts(self.cursor.best)
 
     def _find_saved(self) -> Optional[Saved]:
         """The checkpoint that --resume asks for; None: none is asked for, or with auto there is none."""
@@ -197,6 +228,13 @@ class Session:
             return None
         if config.resume == "auto":
             saved, complaints = checkpoints.newest_good()
+            if saved is None and complaints:
+                more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
+                raise UserError(
+                    f"resume: {checkpoints.folder} holds checkpoints, but none that a run can go on from "
+                    f"({'; '.join(complaints[:3])}{more}); to start afresh, move them away or choose another "
+                    "train_url; to start from the weights alone, name one as --pretrained"
+                )
             for complaint in complaints:
                 _log.warning("%s; the one before it is taken", complaint)
             if saved is None:
@@ -204,10 +242,15 @@ class Session:
                 return None
         else:
             saved = read_saved(config.resume)
-        then = saved.facts.get("kernels")
-        if then != self.kernels:
-            _log.warning("resume: other CPU kernels (%s, now %s): right, but not bit for bit", then, self.kernels)
+        then = {name: saved.facts.get(name, value) for name, value in self.facts.items()}  # older ones know less
         differences = saved.differences(config)
+        for name, value in self.facts.items():
+            if then[name] == value:
+                continue
+            if name == "kernels":
+                _log.warning("resume: other CPU kernels (%s, now %s): right, but not bit for bit", then[name], value)
+            else:
+                differences.append(f"{name} in data_url: {then[name]} in the checkpoint, {value} now")
         for line in differences:
             _log.warning("resume: %s", line)
         if differences and not config.resume_anyway:

@@ -1,11 +1,11 @@
-"""SIGTERM and Ctrl-C end a run in good order: the step is finished and saved first."""
+"""SIGTERM, Ctrl-C and a closed terminal end a run in good order: the step is finished and saved first."""
 
 import os
 import signal
 import threading
 from typing import Any, Optional
 
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -13,7 +13,7 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Remembers the first SIGTERM or SIGINT once it is armed; before that, and at a second one, the process ends.
+    """Remembers the first of `STOPS` once it is armed; before that, and at a second one, the process ends.
 
     While a graph runs, MindSpore puts its own handler in place of Python's, which turns SIGINT into SIGTERM, and a
     Python handler waits until the running operator returns. So the signals are blocked for this thread and all that it
@@ -28,8 +28,9 @@ class StopSignal:
         self.armed = False
 
     def listen(self) -> "StopSignal":
-        """Take over both signals; to be called before MindSpore starts threads."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        """Take over the signals; to be called before MindSpore starts threads. nohup's SIGHUP stays ignored."""
+        self.stops = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.stops)
         threading.Thread(target=self._wait, name="stop-signal", daemon=True).start()
         return self
 
@@ -44,7 +45,7 @@ class StopSignal:
 
     def _wait(self) -> None:
         while True:
-            number = signal.sigwait(STOPS)
+            number = signal.sigwait(self.stops)
             if self.number or not self.armed:
                 os._exit(128 + number)
             self.number = number

@@ -294,13 +294,26 @@ def _to_numpy(tensor: Any, torch: Any, where: str) -> np.ndarray:
         raise UserError(f"{where} is a tensor of {kind} that cannot be read; store plain float32 tensors") from error
 
 
-def _write_ckpt(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    import mindspore as ms
+def write_ckpt(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as `mindspore.save_checkpoint` does with crc_check, byte for byte, and nothing beside the file.
 
-    values = [{"name": name, "data": ms.Tensor(array)} for name, array in arrays.items()]
-    written = file if file.suffix == ".ckpt" else Path(f"{file}.ckpt")  # MindSpore writes to no other ending
-    ms.save_checkpoint(values, str(written), crc_check=True)
-    written.replace(file)
+    MindSpore's own goes by way of a second file, changes modes, which some file systems refuse, and leaves that file
+    behind on a full disk.
+    """
+    from mindspore.train.checkpoint_pb2 import Checkpoint
+
+    checksum = 0
+    with file.open("wb") as stream:
+        for name, array in arrays.items():
+            record = Checkpoint()
+            value = record.value.add(tag=name)
+            value.tensor.dims.extend(array.shape)
+            value.tensor.tensor_type = array.dtype.name.capitalize()
+            value.tensor.tensor_content = array.tobytes()
+            content = record.SerializeToString()
+            checksum = zlib.crc32(content, checksum)
+            stream.write(content)
+        stream.write(b"crc_num" + checksum.to_bytes(10, "big"))
 
 
 def _write_safetensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -327,4 +340,4 @@ def _short(text: Any) -> str:
 
 
 _READERS = {".ckpt": _read_ckpt, ".safetensors": _read_safetensors}
-_WRITERS = {".ckpt": _write_ckpt, ".safetensors": _write_safetensors}
+_WRITERS = {".ckpt": write_ckpt, ".safetensors": _write_safetensors}

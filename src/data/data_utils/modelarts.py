@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -49,8 +48,8 @@ class Outbox:
             return
         file = import_moxing().file
         found = self._files()
-        # A checkpoint's weights come before the .state that vouches for them.
-        for name in sorted(found, key=lambda name: (name.endswith(".state"), name)):
+        # As on this disk, a checkpoint's state comes first: one alone is the rest of a send that was killed.
+        for name in sorted(found, key=lambda name: (not name.endswith(".state"), name)):
             if self._sent.get(name) != found[name] and self._try("copy", last, file.copy, name):
                 self._sent[name] = found[name]
         for name in [name for name in self._sent if name not in found]:
@@ -195,12 +194,6 @@ def _fetch_outputs(url: str, outputs: Path) -> None:
         file.copy_parallel(url.rstrip("/"), str(outputs))
     except Exception as error:  # as above
         raise TrainingStopped(f"train_url: {url} cannot be copied to {outputs} ({error})") from error
-    # The newest checkpoint is the one written last, and a copy has the time of copying.
-    numbered = [(re.search(r"-(\d+)_(\d+)\.ckpt$", path.name), path) for path in outputs.glob("ckpt_0/*.ckpt")]
-    places = sorted((int(match[1]), int(match[2]), path) for match, path in numbered if match)
-    start = min((path.stat().st_mtime for *_, path in places), default=0.0)
-    for order, (*_, path) in enumerate(places):
-        os.utime(path, (start + order, start + order))
 
 
 def _short(url: str) -> str:

@@ -1,0 +1,156 @@
+"""Which checkpoint is the newest, what odd folders do, and what is kept: on a network of six numbers."""
+
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+
+from src.args import Config
+from src.errors import UserError
+from src.trainers.checkpoint import Checkpoints, Cursor, read_saved
+from src.weights.formats import write_ckpt
+
+
+class SmallStep(nn.Cell):
+    """A network of six numbers and a step around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Dense(2, 2)
+        self.updates = ms.Parameter(ms.Tensor(0), name="updates")
+
+    def state(self) -> dict:
+        return {"updates": self.updates}
+
+
+@pytest.fixture
+def step() -> SmallStep:
+    return SmallStep()
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> Checkpoints:
+    return Checkpoints(tmp_path / "ckpt_0", "DDRNet23", keep=5)
+
+
+def save(checkpoints: Checkpoints, step: SmallStep, *places: tuple[int, int]) -> list[Path]:
+    return [checkpoints.save(step.network, step, Config(), Cursor(*place), False) for place in places]
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.stem for path in paths]
+
+
+@pytest.mark.parametrize("touch", ["all alike", "reversed", "unpacked without times"])
+def test_the_order_is_that_of_saving_whatever_the_files_times_say(touch, checkpoints, step, tmp_path):
+    # Epoch 2 was begun anew from 1_4, so 2_1 is the newest though 2_2 stands behind it by name.
+    want = names(save(checkpoints, step, (1, 4), (1, 5), (2, 2), (10, 1), (2, 1)))
+    if touch == "unpacked without times":
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for path in sorted(checkpoints.folder.iterdir()):
+                archive.add(path, path.name)
+        shutil.rmtree(checkpoints.folder)
+        checkpoints.folder.mkdir()
+        with tarfile.open(tmp_path / "a.tar") as archive:
+            for member in archive:
+                archive.extract(member, checkpoints.folder)
+                os.utime(checkpoints.folder / member.name)
+    else:
+        for age, path in enumerate(checkpoints.numbered()):
+            os.utime(path, (1e9, 1e9 - age * (touch == "reversed")))
+    assert names(checkpoints.numbered()) == want
+    assert checkpoints.newest_good()[0].path.stem == want[-1]
+
+
+def test_the_oldest_by_saving_goes_first(checkpoints, step):
+    checkpoints.keep = 2
+    save(checkpoints, step, (5, 1), (6, 1), (2, 1))
+    assert names(checkpoints.numbered()) == ["DDRNet23-6_1", "DDRNet23-2_1"]
+    assert {path.name for path in checkpoints.folder.iterdir()} == {
+        f"DDRNet23-{place}{suffix}" for place in ("6_1", "2_1") for suffix in (".ckpt", ".state")
+    }
+
+
+def test_a_checkpoint_that_cannot_say_its_number_keeps_its_place_by_name_and_is_complained_of(checkpoints, step):
+    save(checkpoints, step, (1, 1), (2, 1), (3, 1))
+    (checkpoints.folder / "DDRNet23-3_1.state").unlink()
+    saved, complaints = checkpoints.newest_good()
+    assert saved.path.stem == "DDRNet23-2_1"
+    assert len(complaints) == 1
+    assert "DDRNet23-3_1.state: is not there" in complaints[0]
+
+
+def test_odd_entries_do_not_stop_a_run_that_has_a_good_checkpoint(checkpoints, step):
+    good = save(checkpoints, step, (1, 1))[0]
+    folder = checkpoints.folder
+    (folder / "DDRNet23-9_9.ckpt").symlink_to("nowhere")
+    (folder / "DDRNet23-8_8.ckpt").symlink_to("DDRNet23-8_8.ckpt")
+    (folder / "DDRNet23-7_7.ckpt").mkdir()
+    (folder / "DDRNet23-6_6.state").mkdir()
+    os.mkfifo(folder / "DDRNet23-5_5.ckpt")
+    (folder / ".DDRNet23-1_1.1.tmp.ckpt").mkdir()
+    (folder / ".DDRNet23-1_1.2.tmp.ckpt").write_bytes(b"left by a killed run")
+    checkpoints.lock()
+    saved, complaints = checkpoints.newest_good()
+    assert (saved.path, complaints) == (good, [])
+    checkpoints.keep = 1
+    save(checkpoints, step, (1, 2))
+    assert names(checkpoints.numbered()) == ["DDRNet23-1_2"]
+    assert not (folder / ".DDRNet23-1_1.2.tmp.ckpt").exists()
+
+
+def test_a_state_alone_is_the_rest_of_a_killed_save_and_goes(checkpoints, step):
+    save(checkpoints, step, (1, 1), (1, 2))
+    (checkpoints.folder / "DDRNet23-1_2.ckpt").unlink()
+    assert checkpoints.newest_good()[0].path.stem == "DDRNet23-1_1"
+    save(checkpoints, step, (1, 3))
+    assert not (checkpoints.folder / "DDRNet23-1_2.state").exists()
+
+
+def test_states_of_earlier_versions_without_a_number_still_stand_in_order(checkpoints, step, monkeypatch):
+    import src.trainers.checkpoint as module
+
+    whole = module._write_state
+    monkeypatch.setattr(
+        module, "_write_state", lambda path, facts, arrays: whole(path, {**facts, "serial": None}, arrays)
+    )
+    save(checkpoints, step, (1, 9), (1, 10), (2, 1))
+    monkeypatch.undo()
+    save(checkpoints, step, (1, 1))
+    assert names(checkpoints.numbered()) == ["DDRNet23-1_9", "DDRNet23-1_10", "DDRNet23-2_1", "DDRNet23-1_1"]
+
+
+def test_a_better_best_of_another_course_of_the_run_is_kept(checkpoints, step):
+    folder = checkpoints.folder
+    checkpoints.save_best(step.network, 0.5)
+    first = (folder / "DDRNet23_best.ckpt").read_bytes()
+    step.network.weight.set_data(step.network.weight + 1)
+    checkpoints.save_best(step.network, 0.4)
+    assert (folder / "DDRNet23_best.1.ckpt").read_bytes() == first
+    checkpoints.save_best(step.network, 0.45)
+    assert not (folder / "DDRNet23_best.2.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"DDRNet training state 1\n", b"DDRNet training state 1\n" + bytes(500)]
+)
+def test_rubbish_in_a_states_place_is_refused_by_name(content, checkpoints, step):
+    path = save(checkpoints, step, (1, 1))[0]
+    path.with_suffix(".state").write_bytes(content)
+    with pytest.raises(UserError, match=r"DDRNet23-1_1\.state: is damaged"):
+        read_saved(path)
+
+
+def test_weights_are_written_as_mindspore_writes_them_byte_for_byte(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"a.weight": rng.standard_normal((3, 4, 1, 1)).astype(np.float32), "b": np.arange(7, dtype=np.int32)}
+    arrays["scalar"] = np.float32(2.5).reshape(())
+    write_ckpt(tmp_path / "own.ckpt", arrays)
+    values = [{"name": name, "data": ms.Tensor(array)} for name, array in arrays.items()]
+    ms.save_checkpoint(values, str(tmp_path / "theirs.ckpt"), crc_check=True)
+    assert (tmp_path / "own.ckpt").read_bytes() == (tmp_path / "theirs.ckpt").read_bytes()
