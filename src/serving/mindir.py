@@ -49,25 +49,37 @@ def lower_mindir(path_in: str, path_out: str) -> None:
         UserError: `path_in` cannot be read, is no MindIR file, or holds something that version 1 cannot express;
             the message names the primitive and the node; or `path_out` cannot be written.
     """
-    try:
-        data = Path(path_in).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path_in}: cannot be read ({error.strerror})") from error
-    model = mindir.ModelProto()
-    try:
-        model.ParseFromString(data)
-    except DecodeError as error:
-        raise UserError(f"{path_in}: not a MindIR file, or a damaged one") from error
-    if not model.graph.node:
-        raise UserError(f"{path_in}: not a MindIR file, or a damaged one (it has no nodes)")
+    model = read_mindir(path_in)
     if model.mind_ir_version > LOWERED_VERSION:
         try:
             _lower(model)
         except UserError as error:
             raise UserError(f"{path_in}: cannot be lowered to MindIR version {LOWERED_VERSION}: {error}") from error
         data = model.SerializeToString()
+    else:
+        data = Path(path_in).read_bytes()
     with atomic_write(path_out) as temporary:
         temporary.write_bytes(data)
+
+
+def read_mindir(path: str) -> mindir.ModelProto:
+    """The message that a MindIR file holds.
+
+    Raises:
+        UserError: the file cannot be read, or is no MindIR file.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    model = mindir.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise UserError(f"{path}: not a MindIR file, or a damaged one") from error
+    if not model.graph.node:
+        raise UserError(f"{path}: not a MindIR file, or a damaged one (it has no nodes)")
+    return model
 
 
 def half_pixel_matrix(size_in: int, size_out: int) -> np.ndarray:
@@ -211,13 +223,13 @@ def _constant(graph: _Graph, node: mindir.NodeProto, op_type: str, name: str, so
     constant = graph.constants.get(source)
     if constant is None:
         raise UserError(f"{op_type} (node {node.name}): {name} is computed, not constant")
-    return _read(constant.attribute[0])
+    return attribute_value(constant.attribute[0])
 
 
 def _lower_resize(graph: _Graph, node: mindir.NodeProto, primitive: mindir.PrimitiveProto) -> None:
     """ResizeBilinearV2 as version 1's ResizeBilinear, or as two matrix products where it samples half-pixel centres."""
     primitive.op_type = "ResizeBilinear"
-    attributes = {attribute.name: _read(attribute) for attribute in primitive.attribute}
+    attributes = {attribute.name: attribute_value(attribute) for attribute in primitive.attribute}
     if not attributes["half_pixel_centers"]:
         return
     if attributes["align_corners"]:
@@ -293,22 +305,32 @@ def _set_attribute(primitive: mindir.PrimitiveProto, name: str, value: Any) -> N
     _write(attribute, value)
 
 
-def _read(attribute: mindir.AttributeProto) -> Any:
-    """The Python value of an attribute: a number, a bool, a text, or a tuple of these."""
+def attribute_value(attribute: mindir.AttributeProto) -> Any:
+    """The Python value of an attribute: a number, a bool, a text, an array, or a tuple of these."""
     kinds = mindir.AttributeProto
     if attribute.type == kinds.BOOL:
         return bool(attribute.i)
     if attribute.type in (kinds.TUPLE, kinds.LIST):
-        return tuple(_read(item) for item in attribute.values)
+        return tuple(attribute_value(item) for item in attribute.values)
     if attribute.type == kinds.STRING:
         return attribute.s.decode()
     if attribute.type == kinds.FLOAT:
         return float(attribute.f)
     if attribute.type == kinds.DOUBLE:
         return float(attribute.d)
+    if attribute.type == kinds.TENSORS and len(attribute.tensors) == 1:
+        return tensor_value(attribute.tensors[0])
     if attribute.type in (kinds.INT32, kinds.INT64):
         return attribute.i if attribute.HasField("i") else attribute.ints[0]
     raise UserError(f"a constant of type {kinds.AttributeType.Name(attribute.type)}")
+
+
+def tensor_value(tensor: mindir.TensorProto) -> np.ndarray:
+    """A parameter's or a constant's values, float32 of its shape."""
+    if tensor.data_type != mindir.TensorProto.FLOAT:
+        kind = mindir.TensorProto.DataType.Name(tensor.data_type)
+        raise UserError(f"{tensor.name.rpartition(':')[2]} is of type {kind}, not FLOAT")
+    return np.frombuffer(tensor.raw_data, np.float32).reshape(tuple(tensor.dims))
 
 
 def _write(attribute: mindir.AttributeProto, value: Any) -> None:

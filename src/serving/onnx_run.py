@@ -1,0 +1,91 @@
+"""An exported ONNX file in ONNX Runtime. Imports no MindSpore: such a file is served where there is none."""
+
+import json
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from src.errors import UserError
+
+PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
+QUIET = 3  # ONNX Runtime's log: errors alone
+
+
+class OnnxNetwork:
+    """Images, float32 (N, 3, H, W), to logits, float32 (N, num_classes), by a file that export.py wrote.
+
+    Args:
+        path: the ONNX file.
+        device_target: CPU, GPU or Ascend.
+        device_id: which card.
+
+    Attributes:
+        description: what export.py put into the file: arch, num_classes, classes, mean, std, crop and so on.
+        batch_size: images that it takes at once; None: any number.
+
+    Raises:
+        UserError: ONNX Runtime is not installed or does not know the device; the file cannot be read, is damaged, or is
+            not from export.py.
+    """
+
+    def __init__(self, path: Union[str, Path], device_target: str = "CPU", device_id: int = 0) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(f"{path}: running it needs ONNX Runtime; pip install onnxruntime") from error
+        provider = PROVIDERS[device_target]
+        if provider not in onnxruntime.get_available_providers():
+            raise UserError(
+                f"device_target: {device_target} needs an ONNX Runtime with {provider}, which this one is not; "
+                "say --device_target CPU"
+            )
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        onnxruntime.set_default_logger_severity(QUIET)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = QUIET
+        cards = {} if device_target == "CPU" else {"device_id": str(device_id)}
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=[(provider, cards)])
+        except Exception as error:  # its exceptions have no common class but this
+            raise UserError(f"{path}: not an ONNX file, or a damaged one; export it again") from error
+        if self._session.get_providers()[0] != provider:
+            raise UserError(f"device_target: {device_target} {device_id} is not there; say --device_target CPU")
+        self.description = read_description(self._session.get_modelmeta().custom_metadata_map)
+        self._check_shapes(path)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self._session.run(None, {self._input: images})[0]
+
+    def _check_shapes(self, path: Union[str, Path]) -> None:
+        """The file must be of one input and one output, whose shapes are as its description says."""
+        foreign = UserError(
+            f"{path}: not from export.py: it must take images (N, 3, H, W), return logits (N, num_classes), and say in "
+            "its metadata what it was trained for; write it with export.py --file_format ONNX"
+        )
+        inputs, outputs, spec = self._session.get_inputs(), self._session.get_outputs(), self.description
+        if len(inputs) != 1 or len(outputs) != 1 or {inputs[0].type, outputs[0].type} != {"tensor(float)"}:
+            raise foreign
+        size, count = spec.get("image_size"), spec.get("num_classes")
+        classes = spec.get("classes")
+        if list(inputs[0].shape[1:]) != [3, size, size] or list(outputs[0].shape[1:]) != [count]:
+            raise foreign
+        if classes is not None and (not isinstance(classes, list) or len(classes) != count):
+            raise foreign
+        self._input = inputs[0].name
+        batch = inputs[0].shape[0]
+        self.batch_size: Optional[int] = batch if isinstance(batch, int) else None
+
+
+def read_description(metadata: dict[str, str]) -> dict[str, Any]:
+    """The metadata of a file as `write_onnx` was given them: what is no JSON is text."""
+    values = {}
+    for key, text in metadata.items():
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    return values
