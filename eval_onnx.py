@@ -13,7 +13,7 @@ from src.data import create_dataset
 from src.data.data_utils.modelarts import stage
 from src.errors import UserError, run
 from src.evaluation.metrics import Totals
-from src.serving.onnx_run import PROVIDERS, OnnxNetwork
+from src.serving.onnx_run import PROVIDERS, OnnxNetwork, knows_device
 
 log = logging.getLogger("eval")
 PREPROCESSING = ("crop_mode", "crop_pct", "interpolation")
@@ -47,11 +47,7 @@ def main(argv: Optional[list[str]] = None) -> None:
 
 def device(config: Config, given: bool) -> str:
     """Where to run: as the command line says; as the configuration says, if ONNX Runtime can; else on the CPU."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError("eval_onnx.py needs ONNX Runtime; pip install onnxruntime") from error
-    if given or PROVIDERS[config.device_target] in onnxruntime.get_available_providers():
+    if given or knows_device(config.device_target):
         return config.device_target
     log.info("device: CPU, as ONNX Runtime here has no %s", PROVIDERS[config.device_target])
     return "CPU"
@@ -62,11 +58,15 @@ def check(network: OnnxNetwork, config: Config) -> None:
     spec = network.description
     for key in ("num_classes", "image_size"):
         if spec[key] != getattr(config, key):
-            raise UserError(f"{key}: is {getattr(config, key)}, but {config.pretrained} has {spec[key]}; make them agree")
+            raise UserError(
+                f"{key}: is {getattr(config, key)}, but {config.pretrained} has {spec[key]}; make them agree"
+            )
     for key in PREPROCESSING:
         own = getattr(config, key)
         if key in spec and own != spec[key] and not (own == "random" and spec[key] == "bicubic"):
-            log.info("%s: %s as the configuration says; %s was exported with %s", key, own, config.pretrained, spec[key])
+            log.info(
+                "%s: %s as the configuration says; %s was exported with %s", key, own, config.pretrained, spec[key]
+            )
 
 
 def check_classes(network: OnnxNetwork, classes: list[str], config: Config) -> None:

@@ -1,17 +1,20 @@
-"""Export a trained DDRNet for deployment: <arch>.mindir and <arch>.json in the current folder.
+"""Export a trained DDRNet for deployment: <arch>.mindir or <arch>.onnx, and <arch>.json, in the current folder.
 
-python export.py --pretrained ./ckpt_0/DDRNet23.ckpt --ddr_config CONFIG --device_target CPU
+python export.py --pretrained ./ckpt_0/DDRNet23.ckpt --ddr_config CONFIG --device_target CPU --file_format ONNX
 """
 
 import logging
+import tempfile
+from importlib import import_module
 from pathlib import Path
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src.args import parse_args
+from src import __version__
+from src.args import parse_args, switch
 from src.assembly import build_classifier
 from src.data import class_names
 from src.distributed.join import join
@@ -20,6 +23,7 @@ from src.files import atomic_write
 from src.models.fold import fold_batch_norm
 from src.serving.description import describe, write_description
 from src.serving.mindir import lower_mindir
+from src.serving.onnx_run import OnnxNetwork
 
 log = logging.getLogger("export")
 MINDIR_VERSION = 3  # of the format that MindSpore 2.7 and later write
@@ -37,33 +41,78 @@ def main(argv: Optional[list[str]] = None) -> None:
             "help": "format of the MindIR file: 1 for runtimes up to MindSpore Lite 2.0",
         },
     )
-    folding = (
-        "--fold_batch_norm",
-        {"action": "store_true", "help": "make batch norm part of the convolutions, for runtimes that do not"},
+    folding = ("--fold_batch_norm", switch("make batch norm part of the convolutions, for runtimes that do not"))
+    dynamic = ("--dynamic_batch", switch("ONNX: a file that takes any number of images at once"))
+    config, rest = parse_args(
+        argv, "Export a DDRNet classifier to the current folder.", extra=[version, folding, dynamic]
     )
-    config, rest = parse_args(argv, "Export a DDRNet classifier to the current folder.", extra=[version, folding])
     if config.file_format == "AIR" and config.device_target != "Ascend":
         raise UserError("file_format: AIR needs --device_target Ascend; MINDIR serves on every device")
+    if config.file_format == "ONNX":
+        need_onnx()
+    if rest.dynamic_batch and config.file_format != "ONNX":
+        raise UserError(f"--dynamic_batch: only with --file_format ONNX, not {config.file_format}")
+    if rest.dynamic_batch and "batch_size" in rest.given:
+        raise UserError("--dynamic_batch: the file takes any number of images; leave out --batch_size")
 
     classes = class_names(config)
     config, _ = join(config)
     network = build_classifier(config, portable=True)
+    exported = fold_batch_norm(network) if rest.fold_batch_norm else network
     batch = config.batch_size if "batch_size" in rest.given else 1
     shape = (batch, 3, config.image_size, config.image_size)
-    images = ms.Tensor(np.random.default_rng(0).standard_normal(shape, np.float32))
+    images = np.random.default_rng(0).standard_normal(shape, np.float32)
+    spec = describe(config, classes, (None if rest.dynamic_batch else batch, *shape[1:]))
 
     path = Path(f"{config.arch}.{config.file_format.lower()}")
     with atomic_write(path) as temporary:
-        exported = fold_batch_norm(network) if rest.fold_batch_norm else network
-        ms.export(exported, images, file_name=str(temporary), file_format=config.file_format)
+        if config.file_format == "ONNX":
+            export_onnx(exported, temporary, images, spec, rest.dynamic_batch)
+            check_onnx(network, temporary, images, path)
+        else:
+            ms.export(exported, ms.Tensor(images), file_name=str(temporary), file_format=config.file_format)
+            spec["mindir_version"] = rest.mindir_version
         if config.file_format == "MINDIR":
-            check(network, temporary, images, path)
+            loaded = nn.GraphCell(ms.load(str(temporary)))
+            check(network, lambda images: loaded(ms.Tensor(images)).asnumpy(), images, path)
             if rest.mindir_version < MINDIR_VERSION:
                 lower(temporary, path)
-    described = write_description(path, {**describe(config, classes, shape), "mindir_version": rest.mindir_version})
-    log.info("%s: %d x 3 x %d x %d to %d logits", path, *shape[:1], *shape[2:], config.num_classes)
+    described = write_description(path, spec)
+    size = "any number of" if rest.dynamic_batch else batch
+    log.info("%s: %s x 3 x %d x %d to %d logits", path, size, *shape[2:], config.num_classes)
     if classes is None:
         log.info("%s: no class names, as %s has neither train/ nor val/", described, config.data_url)
+
+
+def need_onnx() -> None:
+    """Raise UserError unless the onnx package is there."""
+    try:
+        import_module("onnx")
+    except ImportError as error:
+        raise UserError("file_format: ONNX needs the onnx package; pip install onnx onnxruntime") from error
+
+
+def export_onnx(network: nn.Cell, path: Path, images: np.ndarray, spec: dict[str, Any], dynamic_batch: bool) -> None:
+    """Write a network as ONNX, by way of its MindIR, with the description in the file's metadata."""
+    from src.serving.onnx_export import write_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        mindir = Path(folder, "network.mindir")
+        ms.export(network, ms.Tensor(images), file_name=str(mindir), file_format="MINDIR")
+        write_onnx(mindir, path, {"version": __version__, **spec}, dynamic_batch)
+
+
+def check_onnx(network: nn.Cell, temporary: Path, images: np.ndarray, path: Path) -> None:
+    """Run an exported file in ONNX Runtime, where that is installed; it must give the network's logits."""
+    try:
+        import_module("onnxruntime")
+    except ImportError:
+        log.info("%s: not run, as ONNX Runtime is not installed (pip install onnxruntime)", path)
+        return
+    loaded = OnnxNetwork(temporary)
+    check(network, loaded, images, path)
+    if loaded.batch_size is None:
+        check(network, loaded, np.concatenate([images[:, :, ::-1], images, images[:, :, :, ::-1]]), path)
 
 
 def lower(temporary: Path, path: Path) -> None:
@@ -74,10 +123,9 @@ def lower(temporary: Path, path: Path) -> None:
         raise UserError(str(error).replace(str(temporary), str(path))) from error
 
 
-def check(network: nn.Cell, temporary: Path, images: ms.Tensor, path: Path) -> None:
-    """Load an exported file again; it must give the network's logits."""
-    want = network(images).asnumpy()
-    got = nn.GraphCell(ms.load(str(temporary)))(images).asnumpy()
+def check(network: nn.Cell, run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, path: Path) -> None:
+    """`run`, the exported file that is to become `path`, must give the network's logits."""
+    want, got = network(ms.Tensor(images)).asnumpy(), run(images)
     off = float(np.abs(got - want).max())
     if not off <= TOLERANCE * max(1.0, float(np.abs(want).max())):
         raise UserError(f"{path}: the exported file gives other logits than the network, by {off:.3g}; nothing is kept")

@@ -132,7 +132,7 @@ class Config(BaseModel):
     log_every: Positive = key(50, "steps between two lines in a log file")
     train_url: str = key("", "folder for outputs; '': the current one")
     run_modelarts: bool = key(False, "data_url and train_url are object-store addresses on ModelArts")
-    file_format: Literal["MINDIR", "AIR"] = key("MINDIR", "export: AIR only with an Ascend backend")
+    file_format: Literal["MINDIR", "AIR", "ONNX"] = key("MINDIR", "export: AIR only with an Ascend backend")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -258,6 +258,17 @@ def parse_args(
     flags = {name: _typed(name, value) for name, value in given.items()}
     _check(flags, "flag --")
     return Config(**{**values, **flags}), rest
+
+
+def switch(help: str) -> dict[str, Any]:
+    """The keywords of a flag that is off, on where it stands alone, or what True or False after it says."""
+    return {"nargs": "?", "const": True, "default": False, "type": _boolean, "metavar": "True|False", "help": help}
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
+    return text.lower() == "true"
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -21,7 +21,11 @@ from src.serving.onnx_rules import RULES, Tensor
 
 OPSET = 17  # the newest that Ascend's converter reads (ONNX 1.12), and the first with LayerNormalization
 IR_VERSION = 8  # ONNX 1.12's
-MONADS = (mindir.AttributeProto.UMONAD, mindir.AttributeProto.IOMONAD)  # order side effects; inference has none
+NOTHING = (  # monads order side effects, of which inference has none
+    mindir.AttributeProto.NONE,
+    mindir.AttributeProto.UMONAD,
+    mindir.AttributeProto.IOMONAD,
+)
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 
 
@@ -59,7 +63,7 @@ def _convert(source: mindir.ModelProto, dynamic_batch: bool) -> onnx.ModelProto:
     for node in source.graph.node:
         if node.op_type == "Constant":
             value = node.attribute[0]
-            graph.values[node.output[0]] = None if value.type in MONADS else attribute_value(value)
+            graph.values[node.output[0]] = None if value.type in NOTHING else attribute_value(value)
     for node in source.graph.node:
         if node.op_type == "Constant":
             continue

@@ -326,6 +326,16 @@ def _mean(graph: Graph, x: Tensor, *, axis: Any, keep_dims: bool) -> Tensor:
     return graph.add("ReduceMean", x, axes=_axes(axis, x), keepdims=int(keep_dims))
 
 
+@rule("MeanExt")
+def _mean_ext(graph: Graph, x: Tensor, *, dim: Any, keepdim: bool, dtype: Any) -> Tensor:
+    return _mean(graph, x, axis=dim, keep_dims=keepdim)
+
+
+@rule("SumExt")
+def _sum_ext(graph: Graph, x: Tensor, *, dim: Any, keepdim: bool, dtype: Any) -> Tensor:
+    return _sum(graph, x, axis=dim, keep_dims=keepdim, skip_mode=False)
+
+
 @rule("ReduceMax")
 def _maximum(graph: Graph, x: Tensor, *, axis: Any, keep_dims: bool) -> Tensor:
     return graph.add("ReduceMax", x, axes=_axes(axis, x), keepdims=int(keep_dims))
@@ -415,7 +425,7 @@ def _channels_first(layout: Any) -> None:
 
 
 def _axes(axis: Any, x: Tensor) -> list[int]:
-    axes = axis if isinstance(axis, tuple) else (axis,)
+    axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
     return list(axes or range(len(x.shape)))
 
 

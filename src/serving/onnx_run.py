@@ -1,15 +1,23 @@
 """An exported ONNX file in ONNX Runtime. Imports no MindSpore: such a file is served where there is none."""
 
 import json
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Optional, Union
 
 import numpy as np
 
 from src.errors import UserError
+from src.serving.description import read_description
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
 QUIET = 3  # ONNX Runtime's log: errors alone
+
+
+def knows_device(device_target: str) -> bool:
+    """Whether the ONNX Runtime that is installed was built for a device."""
+    return PROVIDERS[device_target] in _runtime().get_available_providers()
 
 
 class OnnxNetwork:
@@ -30,18 +38,18 @@ class OnnxNetwork:
     """
 
     def __init__(self, path: Union[str, Path], device_target: str = "CPU", device_id: int = 0) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError(f"{path}: running it needs ONNX Runtime; pip install onnxruntime") from error
         provider = PROVIDERS[device_target]
-        if provider not in onnxruntime.get_available_providers():
+        if not knows_device(device_target):
             raise UserError(
                 f"device_target: {device_target} needs an ONNX Runtime with {provider}, which this one is not; "
                 "say --device_target CPU"
             )
+        onnxruntime = _runtime()
+        path = Path(path)
+        if path.with_suffix(".json").exists():
+            read_description(path)  # it holds the file's checksum
         try:
-            data = Path(path).read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         onnxruntime.set_default_logger_severity(QUIET)
@@ -54,13 +62,13 @@ class OnnxNetwork:
             raise UserError(f"{path}: not an ONNX file, or a damaged one; export it again") from error
         if self._session.get_providers()[0] != provider:
             raise UserError(f"device_target: {device_target} {device_id} is not there; say --device_target CPU")
-        self.description = read_description(self._session.get_modelmeta().custom_metadata_map)
+        self.description = read_metadata(self._session.get_modelmeta().custom_metadata_map)
         self._check_shapes(path)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return self._session.run(None, {self._input: images})[0]
 
-    def _check_shapes(self, path: Union[str, Path]) -> None:
+    def _check_shapes(self, path: Path) -> None:
         """The file must be of one input and one output, whose shapes are as its description says."""
         foreign = UserError(
             f"{path}: not from export.py: it must take images (N, 3, H, W), return logits (N, num_classes), and say in "
@@ -80,7 +88,14 @@ class OnnxNetwork:
         self.batch_size: Optional[int] = batch if isinstance(batch, int) else None
 
 
-def read_description(metadata: dict[str, str]) -> dict[str, Any]:
+def _runtime() -> ModuleType:
+    try:
+        return import_module("onnxruntime")
+    except ImportError as error:
+        raise UserError("an ONNX file runs in ONNX Runtime, which is not installed; pip install onnxruntime") from error
+
+
+def read_metadata(metadata: dict[str, str]) -> dict[str, Any]:
     """The metadata of a file as `write_onnx` was given them: what is no JSON is text."""
     values = {}
     for key, text in metadata.items():
