@@ -2,21 +2,42 @@
 
 The only module that reads the environment, save for OMP_NUM_THREADS and HOME in `src.kernels.build`.
 
-One process a card is started either with a rank table (RANK_ID, RANK_SIZE and DEVICE_ID in its environment) or by
-MindSpore's dynamic cluster (MS_ROLE and MS_WORKER_NUM, what msrun sets up); without either it runs alone.
-`src.launcher.supervisor` starts both.
+Ranks meet through MindSpore's dynamic cluster (MS_ROLE, MS_WORKER_NUM and others, what `src.launcher.environment` and
+msrun set up); without it a process runs alone. A platform that starts one process a card itself and hands it a rank
+table (RANK_TABLE_FILE, RANK_ID, RANK_SIZE) gets the same: the table says where the ranks are, and rank 0 starts the
+cluster's scheduler. MindSpore never sees the table.
 """
 
+import ctypes
+import logging
 import os
+import re
+import signal
+import subprocess
+import sys
 
 import mindspore as ms
 from mindspore import communication
 
+from src import RANK_TABLE
 from src.args import Config
+from src.distributed import ascend
 from src.distributed.ranks import Ranks
-from src.errors import UserError
+from src.errors import TemporaryFailure, UserError
+from src.heartbeat import beat
+from src.launcher.environment import (
+    DEFAULT_PORT,
+    SCHEDULER,
+    rank_environment,
+    scheduler_environment,
+    table_cards,
+)
+from src.launcher.rank_table import read_rank_table
 
 BACKENDS = {"Ascend": "hccl", "GPU": "nccl", "CPU": "mccl"}
+START_LIMIT = 7200.0  # seconds from here to the first step: ranks meet, data is listed, the graph is compiled
+
+_log = logging.getLogger(__name__)
 
 
 def expected_rank() -> int:
@@ -34,39 +55,95 @@ def join(config: Config) -> tuple[Config, Ranks]:
         UserError: the device is not there, device_num differs from the number of processes started, or the
             environment is half set.
     """
+    beat(START_LIMIT)
     world = _number("RANK_SIZE", _number("MS_WORKER_NUM", 1))
     if config.device_num not in (1, world):
         raise UserError(
             f"device_num: is {config.device_num}, but {world} process(es) were started; "
             "scripts/run_distribute_train_ascend.sh starts one a card and sets it"
         )
-    device_id = _number("DEVICE_ID", config.device_id)
-    ms.set_context(mode=ms.PYNATIVE_MODE if config.graph_mode else ms.GRAPH_MODE)
-    try:
-        ms.set_device(config.device_target, device_id)
-    except (RuntimeError, ValueError) as error:
-        chosen = "has been initialized" in str(error) and ms.get_context("device_target") == config.device_target
-        if not chosen:  # by whoever uses this as a library and has run an operator already
-            raise UserError(
-                f"device_target: {config.device_target} {device_id} is not there ({str(error).splitlines()[0]}); "
-                "check its driver and the MindSpore package, or say --device_target CPU"
-            ) from error
-    rank = 0
-    if world > 1:
-        if not (os.environ.get("MS_ROLE") or os.environ.get("RANK_TABLE_FILE")):
+    if world > 1 and not os.environ.get("MS_ROLE"):
+        if not RANK_TABLE:
             raise UserError(
                 f"RANK_SIZE: is {world} in the environment, but neither a rank table nor a cluster; start all ranks "
                 "with one of scripts/run_distribute_*.sh, or unset it"
             )
-        communication.init(BACKENDS[config.device_target])
+        _meet_by_table(RANK_TABLE, world, config.device_target)
+    device_id = _number("DEVICE_ID", config.device_id)
+    ms.set_context(mode=ms.PYNATIVE_MODE if config.graph_mode else ms.GRAPH_MODE)
+    _take_device(config, device_id, world)
+    rank = 0
+    if world > 1:
+        try:
+            communication.init(BACKENDS[config.device_target])
+        except RuntimeError as error:
+            first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+            raise TemporaryFailure(
+                f"the {world} ranks did not meet ({first}); MindSpore's log above says more"
+            ) from error
         rank = communication.get_rank()
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=world)
     ms.set_seed(config.seed + 1)  # MindSpore refuses 0
     return config.model_copy(update={"device_num": world}), Ranks(rank, world)
 
 
+def _take_device(config: Config, device_id: int, world: int) -> None:
+    on_ascend, reason = config.device_target == "Ascend", ""
+    if on_ascend:
+        ascend.prepare(world)
+    try:
+        ms.set_device(config.device_target, device_id)
+        reason = ascend.missing_card(device_id) if on_ascend else ""
+    except (RuntimeError, ValueError) as error:
+        if "has been initialized" in str(error) and ms.get_context("device_target") == config.device_target:
+            return  # by whoever uses this as a library and has run an operator already
+        reason = ascend.explain(error, device_id) if on_ascend else str(error).strip().splitlines()[0]
+    if reason:
+        raise UserError(
+            f"device_target: {config.device_target} {device_id} cannot be used: {reason}; or say --device_target CPU"
+        )
+
+
+def _meet_by_table(path: str, world: int, device_target: str) -> None:
+    """Become a rank of a dynamic cluster, as a launcher would make it one, where a platform has started the ranks.
+
+    Raises:
+        UserError: the table does not fit RANK_ID and RANK_SIZE, or a card is hidden.
+    """
+    table, rank = read_rank_table(path), _number("RANK_ID", 0)
+    if table.world != world or rank >= world:
+        raise UserError(
+            f"RANK_SIZE, RANK_ID: are {world} and {rank} in the environment, but the rank table {path} has "
+            f"{table.world} ranks"
+        )
+    server = next(server for server in table.servers for card in server.cards if card.rank == rank)
+    local = [card.rank for card in server.cards].index(rank)
+    cards = table_cards([card.device_id for card in server.cards], device_target, os.environ)
+    first = table.servers[0]
+    host = os.environ.get("MASTER_ADDR") or (
+        first.host_ip or first.server_id if len(table.servers) > 1 else "127.0.0.1"
+    )
+    meeting = (host, _number("MASTER_PORT", DEFAULT_PORT))
+    if rank == 0:
+        _start_scheduler(scheduler_environment(os.environ, world, meeting))
+    os.environ.update(rank_environment(os.environ, device_target, rank, world, local, cards, meeting))
+    _log.info("rank %d of %d, by the rank table %s; the ranks meet at %s:%d", rank, world, path, *meeting)
+
+
+def _start_scheduler(environment: dict[str, str]) -> None:
+    """Start the cluster's scheduler, which ends with this process."""
+    libc = ctypes.CDLL(None)
+    subprocess.Popen(
+        [sys.executable, "-c", SCHEDULER],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: libc.prctl(1, signal.SIGTERM, 0, 0, 0),  # PR_SET_PDEATHSIG
+    )
+
+
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name) or str(default)
-    if not text.isdigit():
-        raise UserError(f"{name}: is {text!r} in the environment; must be a number")
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise UserError(f"{name}: is {text[:40]!r} in the environment; must be a number")
     return int(text)

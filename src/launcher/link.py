@@ -1,23 +1,32 @@
-"""The link between the supervisors of several servers: each hears within seconds when another fails, stops or dies.
+"""The link between the launchers of several servers: each hears within seconds when another fails, stops or dies.
 
-The first server's supervisor listens; the others connect to it and it passes on what one of them says. Messages are
-lines of JSON. Silence counts as death, as a server without power closes no connection.
+The first server's launcher listens; the others connect to it and it passes on what one of them says. Messages are lines
+of JSON. Silence counts as death, as a server without power closes no connection.
+
+Whoever connects must prove that it knows the job's key (`src.launcher.job`), by an HMAC over a number that the listener
+has just drawn (challenge and response, as in RFC 2195), and the listener proves the same to it; so nobody else takes a
+server's place or ends the job, and the key is never sent. What is said afterwards is not encrypted.
 """
 
 import contextlib
+import hmac
 import json
-import select
-import selectors
+import secrets
+import signal
 import socket
 import time
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
-from src.errors import UserError
+from src.errors import TemporaryFailure, UserError
+from src.launcher.job import Job
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 15.0  # seconds without one after which a server counts as dead
 JOIN_LIMIT = 1800.0  # seconds in which all servers must come, MindSpore's own MS_TOPO_TIMEOUT
+HELLO_LIMIT = 5.0  # seconds in which whoever connects must have said who it is
+MOST_STRANGERS = 64  # connections that have not done so yet
+LONGEST_LINE = 65536  # bytes
 
 
 @dataclass
@@ -25,42 +34,94 @@ class News:
     """What the other servers have said: a failure and its exit code, or a signal to stop by; None and 0: nothing."""
 
     failed: Optional[str] = None
-    code: int = 1
+    code: int = TemporaryFailure.exit_code
     stop: int = 0
+
+
+class Connection:
+    """A connection as lines of JSON objects, read and written without waiting."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self.peer = peer
+        self.since = time.monotonic()
+        self._in, self._out = b"", b""
+        self._early: list[dict[str, Any]] = []
+        peer.setblocking(False)
+        with contextlib.suppress(OSError):
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def read(self) -> Optional[list[dict[str, Any]]]:
+        """The messages that have come; None: the connection has ended. Raises ValueError on what is no message."""
+        early, self._early = self._early, []
+        try:
+            content = self.peer.recv(LONGEST_LINE)
+        except (BlockingIOError, InterruptedError):
+            return early
+        except OSError:
+            content = b""
+        if not content:
+            return early or None
+        *lines, self._in = (self._in + content).split(b"\n")
+        if len(self._in) > LONGEST_LINE:
+            raise ValueError("a line without end")
+        try:
+            messages = [json.loads(line) for line in lines]
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        if not all(isinstance(message, dict) for message in messages):
+            raise ValueError("no object")
+        return early + messages
+
+    def unread(self, messages: list[dict[str, Any]]) -> None:
+        """Put messages back, for whoever reads next."""
+        self._early = messages + self._early
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send what can be sent now; the rest goes with the next message."""
+        self._out = (self._out + json.dumps(message).encode() + b"\n")[-(1 << 20) :]
+        with contextlib.suppress(OSError):  # what is wrong with the connection shows when it is read
+            self._out = self._out[self.peer.send(self._out) :]
+
+    def close(self) -> None:
+        """End the connection."""
+        self.peer.close()
 
 
 class Link:
     """Without peers, as on a single server: nobody says anything, and all others are done.
 
+    Args:
+        peers: the connections to other servers, with their names.
+        relays: whether what one says is passed on to the others.
+        attempt: which attempt of the job this is, as the servers have agreed.
+
     Attributes:
         code: the highest exit code that a peer has ended with.
     """
 
-    def __init__(self, peers: Optional[dict[socket.socket, str]] = None, relays: bool = False) -> None:
+    def __init__(self, peers: Optional[dict[Connection, str]] = None, relays: bool = False, attempt: int = 0) -> None:
         self.code = 0
+        self.attempt = attempt
         self._relays = relays
         self._peers = dict(peers or {})
-        self._buffers = dict.fromkeys(self._peers, b"")
-        self._heard = {peer: time.monotonic() for peer in self._peers}
-        self._done: set[socket.socket] = set()
+        self._heard = dict.fromkeys(self._peers, time.monotonic())
+        self._done: set[Connection] = set()
+        self._gone: set[Connection] = set()
         self._said_done = False
         self._beaten = 0.0
-        self._selector = selectors.DefaultSelector()
-        for peer in self._peers:
-            peer.setblocking(False)
-            self._selector.register(peer, selectors.EVENT_READ)
 
     def poll(self) -> News:
         """What has been said since the last call."""
         news = News()
         now = time.monotonic()
-        if self._peers and now - self._beaten > BEAT:
+        if now - self._beaten > BEAT:
             self._beaten = now
             self._tell({})
-        for key, _ in self._selector.select(0) if self._peers else ():
-            self._read(key.fileobj, news)
         for peer, name in self._peers.items():
-            if peer not in self._done and now - self._heard[peer] > SILENCE:
+            if peer in self._gone:
+                continue
+            self._read(peer, news)
+            if peer not in self._done and time.monotonic() - self._heard[peer] > SILENCE:
                 news.failed = news.failed or f"{name} has been silent for {SILENCE:.0f} s"
         return news
 
@@ -84,126 +145,226 @@ class Link:
 
     def close(self) -> None:
         """Leave."""
-        self._selector.close()
         for peer in self._peers:
             peer.close()
 
-    def _tell(self, message: dict[str, Any], but: Optional[socket.socket] = None) -> None:
+    def _tell(self, message: dict[str, Any], but: Optional[Connection] = None) -> None:
         for peer in self._peers:
-            if peer is not but:
-                with contextlib.suppress(OSError):  # what is wrong with it shows when it is read
-                    peer.send(json.dumps(message).encode() + b"\n")
+            if peer is not but and peer not in self._gone:
+                peer.tell(message)
 
-    def _read(self, peer: socket.socket, news: News) -> None:
+    def _read(self, peer: Connection, news: News) -> None:
+        name = self._peers[peer]
         try:
-            content = peer.recv(65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            content = b""
-        if not content:
-            self._selector.unregister(peer)
+            messages = peer.read()
+        except ValueError:
+            messages, reason = None, f"{name} has sent what is no message"
+        else:
+            reason = f"the launcher of {name} has gone"
+        if messages is None:
+            self._gone.add(peer)
             if peer not in self._done:
-                news.failed = news.failed or f"the launcher of {self._peers[peer]} has gone"
+                news.failed = news.failed or reason
             return
-        self._heard[peer] = time.monotonic()
-        *lines, self._buffers[peer] = (self._buffers[peer] + content).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
-            if "failed" in message:
-                news.failed, news.code = f"{self._peers[peer]}: {message['failed']}", message["code"]
-            news.stop = message.get("stop", news.stop)
-            if "done" in message:
-                self._done.add(peer)
-                self.code = max(self.code, message["done"])
-            if self._relays and ("failed" in message or "stop" in message):
-                self._tell(message, but=peer)
+        if messages:
+            self._heard[peer] = time.monotonic()
+        for message in messages:
+            self._take(peer, message, news)
+
+    def _take(self, peer: Connection, message: dict[str, Any], news: News) -> None:
+        """Act on one message; what is not as this launcher would say it counts as a failure, never as success."""
+        if "failed" in message:
+            news.failed = f"{self._peers[peer]}: {str(message['failed'])[:1000]}"
+            news.code = _exit_code(message.get("code"), TemporaryFailure.exit_code) or TemporaryFailure.exit_code
+        if "stop" in message:
+            known = (int(signal.SIGINT), int(signal.SIGTERM))
+            news.stop = message["stop"] if message["stop"] in known else int(signal.SIGTERM)
+        if "done" in message:
+            self._done.add(peer)
+            self.code = max(self.code, _exit_code(message["done"], TemporaryFailure.exit_code))
+        if self._relays and ("failed" in message or "stop" in message):
+            self._tell(message, but=peer)
 
 
-def connect(node: int, nodes: int, host: str, port: int, attempt: int, cancelled: Callable[[], bool]) -> Optional[Link]:
-    """Join the other servers' supervisors; returns when all are there.
+def _exit_code(value: Any, otherwise: int) -> int:
+    """An exit code that a message gives; another value where it gives none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 256 else otherwise
+
+
+def connect(
+    job: Job, attempt: int, cancelled: Callable[[], bool], say: Callable[[str], None] = print
+) -> Optional[Link]:
+    """Join the other servers' launchers; returns when all are there.
 
     Args:
-        node: which server this is; 0 listens.
-        nodes: number of servers.
-        host, port: where server 0 listens.
-        attempt: which attempt of the job this is; all servers count alike.
+        job: its `node` 0 listens at `host`, on the port after `port`.
+        attempt: which attempt this is here; the servers agree on the highest, as one may have been started anew.
         cancelled: asked often; waiting ends when it is true.
+        say: takes a line for the log.
 
     Returns:
         The link, or None where it was cancelled.
 
     Raises:
-        UserError: not all servers came within JOIN_LIMIT, or their numbers do not fit.
+        UserError: the servers were started for different jobs.
+        TemporaryFailure: not all servers came within JOIN_LIMIT, or the port is taken.
     """
     deadline = time.monotonic() + JOIN_LIMIT
-    hello = {"node": node, "nodes": nodes, "attempt": attempt}
     try:
-        if node == 0:
-            return _gather(nodes, host, port, attempt, deadline, cancelled)
-        return _join(hello, host, port, deadline, cancelled)
+        return (_gather if job.node == 0 else _join)(job, attempt, deadline, cancelled, say)
     except TimeoutError:
-        raise UserError(
-            f"MASTER_ADDR, NODE_RANK: not all {nodes} servers met at {host}:{port} within {JOIN_LIMIT:.0f} s"
+        raise TemporaryFailure(
+            f"MASTER_ADDR, NODE_RANK: not all {job.nodes} servers met at {job.host}:{job.port + 1} within "
+            f"{JOIN_LIMIT:.0f} s"
         ) from None
 
 
+def _proof(job: Job, role: str, challenge: Any, hello: dict[str, Any]) -> str:
+    """What only a server of the job can say to a challenge."""
+    facts = [role, str(challenge), *(str(hello.get(name)) for name in ("node", "nodes", "attempt", "challenge"))]
+    return hmac.new(job.key, "\0".join(facts).encode("utf-8", "surrogateescape"), "sha256").hexdigest()
+
+
+class _Stranger:
+    """A connection to the first server that has not yet shown whose it is."""
+
+    def __init__(self, peer: socket.socket, address: str) -> None:
+        self.lines, self.address = Connection(peer), address
+        self.challenge = secrets.token_hex(16)
+        self.lines.tell({"challenge": self.challenge})
+
+    def hello(self) -> Optional[dict[str, Any]]:
+        """What it says of itself, once it has; raises ValueError where it has gone or talks rubbish."""
+        messages = self.lines.read()
+        if messages is None or len(messages) > 1 or time.monotonic() - self.lines.since > HELLO_LIMIT:
+            raise ValueError
+        return messages[0] if messages else None
+
+
 def _gather(
-    nodes: int, host: str, port: int, attempt: int, deadline: float, cancelled: Callable[[], bool]
+    job: Job, attempt: int, deadline: float, cancelled: Callable[[], bool], say: Callable[[str], None]
 ) -> Optional[Link]:
-    peers: dict[int, socket.socket] = {}
-    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
-        while len(peers) < nodes - 1:
-            if cancelled():
-                return None
-            if time.monotonic() > deadline:
-                raise TimeoutError
-            if not select.select([server], [], [], 0.2)[0]:
-                continue
-            peer, _ = server.accept()
-            hello = _hello(peer)
-            if hello == {"node": hello.get("node"), "nodes": nodes, "attempt": attempt} and hello["node"] not in peers:
-                peers[hello["node"]] = peer
-            else:
-                peer.close()
-    for peer in peers.values():
-        peer.sendall(b"{}\n")
-    return Link({peer: f"server {node}" for node, peer in peers.items()}, relays=True)
+    peers: dict[int, tuple[Connection, dict[str, Any]]] = {}
+    strangers: list[_Stranger] = []
+    family = socket.AF_INET6 if ":" in job.host else socket.AF_INET
+    try:
+        server = socket.create_server((job.host, job.port + 1), family=family, backlog=MOST_STRANGERS)
+    except OSError as error:
+        raise TemporaryFailure(
+            f"MASTER_PORT: {job.host}:{job.port + 1} cannot be listened on ({error.strerror})"
+        ) from error
+    with server:
+        server.setblocking(False)
+        try:
+            while len(peers) < job.nodes - 1:
+                if cancelled():
+                    return None
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                _admit(server, strangers)
+                for stranger in list(strangers):
+                    _examine(job, stranger, strangers, peers, say)
+                time.sleep(0.05)
+            agreed = max([attempt, *(hello["attempt"] for _, hello in peers.values())])
+            for lines, hello in peers.values():
+                lines.tell({"proof": _proof(job, "welcome", hello["challenge"], hello), "attempt": agreed})
+            chosen = {lines: f"server {node}" for node, (lines, _) in peers.items()}
+            peers = {}
+            return Link(chosen, relays=True, attempt=agreed)
+        finally:
+            for lines in [stranger.lines for stranger in strangers] + [lines for lines, _ in peers.values()]:
+                lines.close()
 
 
-def _hello(peer: socket.socket) -> dict[str, Any]:
-    """A new peer's first line; nothing where it says something else."""
-    peer.settimeout(5.0)
-    with contextlib.suppress(OSError, ValueError):
-        message = json.loads(_line(peer))
-        return message if isinstance(message, dict) else {}
-    return {}
+def _admit(server: socket.socket, strangers: list[_Stranger]) -> None:
+    """Take up new connections; of too many that say nothing the oldest goes."""
+    with contextlib.suppress(OSError):
+        while True:
+            peer, address = server.accept()
+            strangers.append(_Stranger(peer, str(address[0])))
+            if len(strangers) > MOST_STRANGERS:
+                strangers.pop(0).lines.close()
 
 
-def _line(peer: socket.socket) -> bytes:
-    """One line, byte by byte, so that nothing of the next one is taken."""
-    line = b""
-    while not line.endswith(b"\n") and len(line) < 200:
-        byte = peer.recv(1)
-        if not byte:
-            raise ConnectionError
-        line += byte
-    return line
+def _examine(
+    job: Job,
+    stranger: _Stranger,
+    strangers: list[_Stranger],
+    peers: dict[int, tuple[Connection, dict[str, Any]]],
+    say: Callable[[str], None],
+) -> None:
+    """Make a stranger that has shown whose it is a peer; turn it away where it is none."""
+    try:
+        hello = stranger.hello()
+    except ValueError:
+        hello = {}
+    if hello is None:
+        return
+    strangers.remove(stranger)
+    node, proof = hello.get("node"), hello.get("proof")
+    knows = isinstance(proof, str) and hmac.compare_digest(
+        proof.encode("utf-8", "surrogatepass"), _proof(job, "join", stranger.challenge, hello).encode()
+    )
+    right = all(type(hello.get(name)) is int for name in ("node", "nodes", "attempt")) and hello["attempt"] >= 0
+    if knows and right and hello["nodes"] == job.nodes and 0 < hello["node"] < job.nodes:
+        if node in peers:  # it was started again before the others had come
+            peers[node][0].close()
+        peers[node] = (stranger.lines, hello)
+        return
+    if hello:
+        say(f"a stranger from {stranger.address} was turned away: it does not know this job's key")
+        stranger.lines.tell({"refused": True})
+    stranger.lines.close()
 
 
 def _join(
-    hello: dict[str, int], host: str, port: int, deadline: float, cancelled: Callable[[], bool]
+    job: Job, attempt: int, deadline: float, cancelled: Callable[[], bool], _say: Callable[[str], None]
 ) -> Optional[Link]:
     while time.monotonic() < deadline:
         if cancelled():
             return None
-        with contextlib.suppress(OSError):
-            peer = socket.create_connection((host, port), timeout=2.0)
-            peer.sendall(json.dumps(hello).encode() + b"\n")
-            peer.settimeout(max(deadline - time.monotonic(), 0.1))
-            while not cancelled():
-                if select.select([peer], [], [], 0.2)[0]:
-                    _line(peer)
-                    return Link({peer: "server 0"})
+        try:
+            lines = Connection(socket.create_connection((job.host, job.port + 1), timeout=2.0))
+        except OSError:  # nobody there yet
+            time.sleep(0.2)
+            continue
+        link = _introduce(job, attempt, lines, deadline, cancelled)
+        if link is not None:
+            return link
+        lines.close()
         time.sleep(0.2)
     raise TimeoutError
+
+
+def _introduce(
+    job: Job, attempt: int, lines: Connection, deadline: float, cancelled: Callable[[], bool]
+) -> Optional[Link]:
+    """Show the first server whose launcher this is, and wait until all have come."""
+    hello = {"node": job.node, "nodes": job.nodes, "attempt": attempt, "challenge": secrets.token_hex(16)}
+    said_hello = False
+    while time.monotonic() < deadline and not cancelled():
+        try:
+            messages = lines.read()
+        except ValueError:
+            messages = None
+        if messages is None:  # somebody else, or it has gone
+            return None
+        for index, message in enumerate(messages):
+            if "challenge" in message and not said_hello:
+                said_hello = True
+                lines.tell({**hello, "proof": _proof(job, "join", message["challenge"], hello)})
+            elif message.get("refused"):
+                raise UserError(
+                    f"MASTER_ADDR: the launcher at {job.host}:{job.port + 1} is of another job; rank table, "
+                    "SERVER_NUM, number of ranks and JOB_TOKEN must be the same on all servers, NODE_RANK must differ"
+                )
+            elif message.get("proof") == _proof(job, "welcome", hello["challenge"], hello):
+                lines.unread(messages[index + 1 :])
+                agreed = message.get("attempt")
+                return Link({lines: "server 0"}, attempt=agreed if type(agreed) is int else attempt)
+            elif message:
+                return None
+        if not said_hello and time.monotonic() - lines.since > HELLO_LIMIT:
+            return None
+        time.sleep(0.05)
+    return None

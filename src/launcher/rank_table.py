@@ -2,20 +2,27 @@
 
 The format is template 1 of https://www.hiascend.com/document/detail/en/CANNCommunityEdition/900/API/hcclug/hcclug_000068.html
 and MindSpore's https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/rank_table.html, both of which also say where the
-cards' addresses stand: in /etc/hccn.conf, lines `address_N=IP`.
+cards' addresses stand: in /etc/hccn.conf, lines `address_N=IP`. What that file lacks, `hccn_tool -i N -ip -g` is asked
+for, as hccl_tools does (https://gitee.com/mindspore/models/tree/master/utils/hccl_tools). Fields that this does not
+know, such as super_device_id and super_pod_list of version 1.2, are kept as they are.
 """
 
 import contextlib
 import ipaddress
 import json
 import re
+import shutil
 import socket
+import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
-from src.errors import UserError
+from src.errors import UserError, printable
+from src.files import read_json, read_text
+
+HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
+MOST_BYTES = 1 << 24  # a table of 10,000 cards has 2 MB
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Card:
     rank: int
     device_id: int
     device_ip: Optional[str]
+    other: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Server:
     server_id: str
     cards: tuple[Card, ...]
     host_ip: Optional[str] = None
+    other: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class RankTable:
     """All servers of a job, by rank: the first has rank 0."""
 
     servers: tuple[Server, ...]
+    other: dict[str, Any] = field(default_factory=dict)
 
     @property
     def world(self) -> int:
@@ -56,13 +66,15 @@ class RankTable:
                     "device_id": str(card.device_id),
                     **({"device_ip": card.device_ip} if card.device_ip else {}),
                     "rank_id": str(card.rank),
+                    **card.other,
                 }
                 for card in server.cards
             ]
             host = {"host_ip": server.host_ip} if server.host_ip else {}
-            servers.append({"server_id": server.server_id, **host, "device": devices, "host_nic_ip": "reserve"})
+            entry = {"server_id": server.server_id, **host, "device": devices, "host_nic_ip": "reserve", **server.other}
+            servers.append(entry)
         table = {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
-        return json.dumps(table, indent=2) + "\n"
+        return json.dumps({**table, **self.other}, indent=2) + "\n"
 
 
 def read_rank_table(path: str) -> RankTable:
@@ -71,12 +83,7 @@ def read_rank_table(path: str) -> RankTable:
     Raises:
         UserError: the file is missing or no JSON, or an entry is wrong; the message names the entry.
     """
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"rank table {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"rank table {path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    table = read_json(path, MOST_BYTES, "rank table ")
     try:
         return _parse(table)
     except UserError as error:
@@ -93,14 +100,15 @@ def _parse(table: Any) -> RankTable:
     servers = tuple(_server(entry, f"server_list[{index}]", len(entries)) for index, entry in enumerate(entries))
     _unique(((server.server_id, f"server {server.server_id}") for server in servers), "server_id")
     _check_ranks(servers)
-    return RankTable(tuple(sorted(servers, key=lambda server: server.cards[0].rank)))
+    other = _other(table, "server_list", "server_count", "status")
+    return RankTable(tuple(sorted(servers, key=lambda server: server.cards[0].rank)), other)
 
 
 def _server(entry: Any, where: str, servers: int) -> Server:
     devices = _list(entry, "device", where)
     server_id = entry.get("server_id")
     if not isinstance(server_id, str) or not server_id:
-        raise UserError(f"{where}: server_id is {server_id!r}; must be the server's address or name")
+        raise UserError(f"{where}: server_id is {printable(server_id)!r}; must be the server's address or name")
     cards = []
     for index, device in enumerate(devices):
         place = f"{where}.device[{index}]"
@@ -109,9 +117,14 @@ def _server(entry: Any, where: str, servers: int) -> Server:
         device_ip = device.get("device_ip")
         if device_ip is not None or servers > 1:  # one server may do without, several may not
             _check_address(device_ip, f"{place}.device_ip")
-        cards.append(Card(_number(device, "rank_id", place), _number(device, "device_id", place), device_ip))
+        other = _other(device, "rank_id", "device_id", "device_ip")
+        cards.append(Card(_number(device, "rank_id", place), _number(device, "device_id", place), device_ip, other))
     _unique(((card.device_id, f"device {card.device_id}") for card in cards), f"{where}: device_id")
-    return Server(server_id, tuple(sorted(cards, key=lambda card: card.rank)), entry.get("host_ip"))
+    host_ip = entry.get("host_ip")
+    if host_ip is not None:
+        _check_address(host_ip, f"{where}.host_ip")
+    other = _other(entry, "server_id", "host_ip", "device")
+    return Server(server_id, tuple(sorted(cards, key=lambda card: card.rank)), host_ip, other)
 
 
 def _check_ranks(servers: Sequence[Server]) -> None:
@@ -134,10 +147,15 @@ def _list(holder: Any, name: str, where: str) -> list:
     return value
 
 
+def _other(holder: dict[str, Any], *known: str) -> dict[str, Any]:
+    """The fields that are none of the known ones."""
+    return {name: value for name, value in holder.items() if name not in known}
+
+
 def _number(holder: dict, name: str, where: str) -> int:
     value = holder.get(name)
-    if not re.fullmatch(r"\d+", str(value)) or isinstance(value, bool):
-        raise UserError(f"{where}: {name} is {value!r}; must be a number from 0")
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not re.fullmatch(r"[0-9]{1,6}", str(value)):
+        raise UserError(f"{where}: {name} is {printable(value)!r}; must be a number from 0")
     return int(value)
 
 
@@ -210,35 +228,91 @@ def own_address() -> str:
 def make_rank_table(first: int, last: int, conf: str, server_id: str) -> RankTable:
     """The table of one server's cards `first` to `last` - 1, with the addresses that `conf` (hccn.conf) gives them.
 
+    What that file lacks is asked of hccn_tool, where it is there.
+
     Raises:
-        UserError: the file cannot be read, or lacks a card's address.
+        UserError: a card's address cannot be told.
     """
     try:
-        text = Path(conf).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--conf {conf}: cannot be read ({getattr(error, 'strerror', None) or error}); it holds a line "
-            "address_N=IP for each card N, which hccn_tool writes"
-        ) from error
-    addresses = {int(number): ip for number, ip in re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)\s*$", text, re.MULTILINE)}
-    for device_id in range(first, last):
-        if device_id not in addresses:
-            raise UserError(f"--conf {conf}: has no line address_{device_id}=IP")
-        _check_address(addresses[device_id], f"--conf {conf}: address_{device_id}")
-    cards = [Card(rank, device_id, addresses[device_id]) for rank, device_id in enumerate(range(first, last))]
-    return checked((Server(server_id, tuple(cards)),))
+        text, problem = read_text(conf, MOST_BYTES, "--conf "), ""
+    except UserError as error:
+        text, problem = "", str(error)
+    pairs = re.findall(r"^\s*address_(\d{1,6})\s*=\s*(\S+)\s*$", text, re.MULTILINE)
+    addresses = {int(number): (ip, f"--conf {conf}: address_{number}") for number, ip in pairs}
+    cards = []
+    for rank, device_id in enumerate(range(first, last)):
+        ip, source = addresses.get(device_id) or (_ask_hccn_tool(device_id), f"hccn_tool -i {device_id} -ip -g")
+        if not ip:
+            problem = problem or f"--conf {conf}: has no line address_{device_id}=IP"
+            raise UserError(
+                f"{problem}; hccn_tool, which writes it, does not say the address of card {device_id} either"
+            )
+        _check_address(ip, source)
+        cards.append(Card(rank, device_id, ip))
+    return checked(RankTable((Server(server_id, tuple(cards)),)))
+
+
+def _ask_hccn_tool(device_id: int) -> str:
+    """A card's address as the driver's tool says it; '' where there is no such tool, or it does not know."""
+    tool = shutil.which("hccn_tool") or HCCN_TOOL
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = [tool, "-i", str(device_id), "-ip", "-g"]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
+        match = re.search(r"^\s*ipaddr\s*:\s*(\S+)", done.stdout, re.MULTILINE)
+        return match[1] if match and done.returncode == 0 else ""
+    return ""
+
+
+def mixed_groups(cards: Sequence[int]) -> str:
+    """What is wrong with a choice of cards on an Ascend 910 server, where 0 to 3 and 4 to 7 are rings; '': nothing.
+
+    HCCL there takes 1, 2 or 4 cards of one ring or all eight; hccl_tools refuses other ranges. A 910B has no such rule.
+    """
+    if len(cards) == 8 or not (any(card < 4 for card in cards) and any(card >= 4 for card in cards)):
+        return "" if len(cards) in (1, 2, 4, 8) else f"{len(cards)} cards; HCCL there takes 1, 2, 4 or 8"
+    return f"cards {', '.join(map(str, cards))} lie in both groups of four, 0 to 3 and 4 to 7"
 
 
 def merge(tables: Sequence[RankTable]) -> RankTable:
-    """One table of all servers, in the tables' order, with ranks counted on."""
+    """One table of all servers, in the tables' order, with ranks counted on; lists that this does not know are joined.
+
+    Raises:
+        UserError: a server stands there twice, or the tables differ in another field that this does not know.
+    """
     servers, rank = [], 0
     for server in (server for table in tables for server in table.servers):
         cards = tuple(replace(card, rank=rank + index) for index, card in enumerate(server.cards))
         rank += len(cards)
         servers.append(replace(server, cards=cards))
-    return checked(tuple(servers))
+    other: dict[str, Any] = {}
+    for table in tables:
+        for name, value in table.other.items():
+            if name in other and isinstance(value, list) and isinstance(other[name], list):
+                other[name] = _joined(other[name], value)
+            elif other.setdefault(name, value) != value:
+                raise UserError(f"--merge: the tables differ in {printable(name)}; make them alike first")
+    return checked(RankTable(tuple(servers), other))
 
 
-def checked(servers: tuple[Server, ...]) -> RankTable:
-    """A table of these servers that has passed every check of `read_rank_table`."""
-    return _parse(json.loads(RankTable(servers).to_json()))
+def _joined(first: list[Any], second: list[Any]) -> list[Any]:
+    """Two lists as one; entries of one super_pod_id as one entry, with the servers of both."""
+    result = list(first)
+    for entry in second:
+        pod = entry.get("super_pod_id") if isinstance(entry, dict) else None
+        same = [
+            index
+            for index, old in enumerate(result)
+            if pod and isinstance(old, dict) and old.get("super_pod_id") == pod
+        ]
+        if same:
+            old = result[same[0]]
+            servers = [*old.get("server_list", []), *entry.get("server_list", [])]
+            result[same[0]] = {**old, **entry, "server_list": servers}
+        else:
+            result.append(entry)
+    return result
+
+
+def checked(table: RankTable) -> RankTable:
+    """The same table, once it has passed every check of `read_rank_table`."""
+    return _parse(json.loads(table.to_json()))

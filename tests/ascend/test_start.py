@@ -1,0 +1,207 @@
+"""Start of a process, and of several ranks, on MindSpore's own code for the chips: alone, by rank table, by count."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ascend.conftest import Ascend
+from tests.processes import end_all
+from tests.test_rank_table import table
+
+SOCS = ("Ascend910A", "Ascend910B1")
+# A rank as train.py begins: joins, and does the first thing that all ranks do together.
+RANK = """
+import logging, os, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+from src.args import Config
+from src.distributed.join import join
+from src.errors import run
+def main():
+    config, ranks = join(Config(device_target="Ascend"))
+    import mindspore as ms
+    print("OUT joined", ranks.rank, ranks.world, config.device_num, flush=True)
+    ranks.check_equal("cpu_kernels", "none")
+    cards = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
+    print("OUT card", ms.get_context("device_id"), cards, os.environ.get("RANK_TABLE_FILE"), flush=True)
+    os._exit(0)  # what the stubs hand out is not to be freed
+run(main)
+"""
+
+
+@pytest.fixture
+def rank_program(tmp_path):
+    """The program of a rank; what a failed test leaves is ended."""
+    path = tmp_path / "rank.py"
+    path.write_text(RANK)
+    yield path
+    end_all(tmp_path)
+
+
+def said(text: str) -> list[str]:
+    """What a rank has said."""
+    return re.findall(r"OUT (.*)$", text, re.MULTILINE)
+
+
+def cards_table(folder: Path, *cards: int) -> str:
+    """A rank table of this machine with some of its cards."""
+    content = table("127.0.0.1", cards=len(cards))
+    for device, card in zip(content["server_list"][0]["device"], cards):
+        device["device_id"] = str(card)
+    path = folder / "table.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def launched(ascend: Ascend, program: Path, *options: object, **values: object) -> tuple[int, list[list[str]], str]:
+    """Run the launcher to its end: exit code, what each of two ranks has said, what the launcher has."""
+    command = [sys.executable, "-m", "src.launcher.supervisor", *options, "--", sys.executable, program]
+    run = ascend.run(command, program.parent, **values)
+    logs = [program.parent / f"train_parallel{rank}/log.txt" for rank in range(2)]
+    return run.returncode, [said(log.read_text(errors="replace")) for log in logs if log.exists()], run.stdout
+
+
+@pytest.mark.parametrize("soc", SOCS)
+def test_a_process_starts_alone(ascend: Ascend, rank_program, tmp_path, soc):
+    run = ascend.run([sys.executable, rank_program], tmp_path, soc=soc)
+    assert (run.returncode, said(run.stdout)) == (0, ["joined 0 1 1", "card 0 None None"]), run.stdout[-3000:]
+
+
+@pytest.mark.parametrize("soc", SOCS)
+def test_a_process_starts_alone_whatever_table_a_platform_has_left(ascend: Ascend, rank_program, tmp_path, soc):
+    """With RANK_TABLE_FILE MindSpore would take another jit level and backend, and say so."""
+    path = cards_table(tmp_path, 5)
+    left = {"RANK_TABLE_FILE": path, "MINDSPORE_HCCL_CONFIG_PATH": path, "RANK_ID": 0, "RANK_SIZE": 1, "DEVICE_ID": 5}
+    run = ascend.run([sys.executable, rank_program], tmp_path, soc=soc, GLOG_v=1, **left)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert said(run.stdout) == ["joined 0 1 1", "card 5 None None"]
+    assert not re.search("rank ?table startup|GE_MODE", run.stdout)
+
+
+@pytest.mark.parametrize("soc", SOCS)
+@pytest.mark.parametrize("cards", [(0, 1), (4, 5)])
+def test_the_ranks_of_a_table_meet_on_its_cards(ascend: Ascend, rank_program, tmp_path, soc, cards):
+    path = cards_table(tmp_path, *cards)
+    code, ranks, output = launched(ascend, rank_program, "--rank_table", path, soc=soc, RANK_TABLE_FILE=path)
+    assert code == 0, output[-3000:]
+    shown = ",".join(map(str, cards))
+    assert ranks == [[f"joined {rank} 2 2", f"card {rank} {shown} None"] for rank in range(2)]
+
+
+@pytest.mark.parametrize("soc", SOCS)
+def test_ranks_meet_without_a_table(ascend: Ascend, rank_program, soc):
+    code, ranks, output = launched(ascend, rank_program, "--workers", 2, soc=soc)
+    assert code == 0, output[-3000:]
+    assert ranks == [[f"joined {rank} 2 2", f"card {rank} None None"] for rank in range(2)]
+
+
+def test_cards_that_the_user_has_chosen_are_the_ranks_cards(ascend: Ascend, rank_program, tmp_path):
+    chosen = {"ASCEND_RT_VISIBLE_DEVICES": "4,5,6,7"}
+    code, ranks, output = launched(ascend, rank_program, "--workers", 2, **chosen)
+    assert (code, ranks[1]) == (0, ["joined 1 2 2", "card 1 4,5 None"]), output[-3000:]
+    code, ranks, output = launched(ascend, rank_program, "--rank_table", cards_table(tmp_path, 6, 7), **chosen)
+    assert (code, ranks[1]) == (0, ["joined 1 2 2", "card 1 6,7 None"]), output[-3000:]
+
+
+def test_ranks_that_a_platform_starts_with_a_table_meet_too(ascend: Ascend, rank_program, tmp_path):
+    """One process a card, each with RANK_TABLE_FILE, RANK_ID, RANK_SIZE and DEVICE_ID, as ModelArts starts them."""
+    path, processes = cards_table(tmp_path, 4, 5), []
+    for rank in range(2):
+        values = {"RANK_TABLE_FILE": path, "RANK_ID": rank, "RANK_SIZE": 2, "DEVICE_ID": 4 + rank, "MASTER_PORT": 18327}
+        with (tmp_path / f"{rank}.txt").open("w") as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, rank_program],
+                    cwd=tmp_path,
+                    env=ascend.environment(**values),
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+    codes = [process.wait(100) for process in processes]
+    ranks = [said((tmp_path / f"{rank}.txt").read_text(errors="replace")) for rank in range(2)]
+    assert codes == [0, 0], (tmp_path / "0.txt").read_text()[-3000:]
+    assert ranks == [[f"joined {rank} 2 2", f"card {rank} 4,5 None"] for rank in range(2)]
+
+
+# What is missing is said in one line.
+
+
+def error_of(ascend: Ascend, program: Path, **values: object) -> str:
+    """The one line with which a start ends that cannot succeed."""
+    run = ascend.run([sys.executable, program], program.parent, **values)
+    assert run.returncode == 2, run.stdout[-3000:]
+    assert "Traceback" not in run.stdout
+    [line] = [line for line in run.stdout.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_without_cann_or_driver_one_line_says_what_to_install(ascend: Ascend, rank_program, tmp_path):
+    line = error_of(ascend, rank_program, LD_LIBRARY_PATH=None)
+    assert re.search(r"\.so of CANN cannot be found; install CANN \([\d., ]+ for MindSpore 2\.", line), line
+    assert "source /usr/local/Ascend/ascend-toolkit/set_env.sh" in line
+    libraries = Path(ascend.values["LD_LIBRARY_PATH"])
+    other = tmp_path / "cann/latest/lib64"
+    other.mkdir(parents=True)
+    for library in libraries.iterdir():
+        if not library.name.startswith("libascend_hal"):
+            (other / library.name).symlink_to(library)
+    line = error_of(ascend, rank_program, LD_LIBRARY_PATH=other)
+    assert "libascend_hal.so of the Ascend driver cannot be found; install driver and firmware" in line
+
+
+def test_a_card_that_is_not_there_is_named(ascend: Ascend, rank_program):
+    line = error_of(ascend, rank_program, DEVICE_ID=11)
+    assert "device_target: Ascend 11 cannot be used: this process sees 8 cards" in line
+
+
+def test_several_ranks_without_cann_s_hccl_are_told_to_install_it(ascend: Ascend, rank_program):
+    python_path = ":".join(
+        part for part in ascend.environment()["PYTHONPATH"].split(":") if not part.endswith("/python")
+    )
+    code, _, output = launched(ascend, rank_program, "--workers", 2, PYTHONPATH=python_path)
+    assert code == 2
+    assert "error: several cards need CANN's Python package hccl, which is not installed; pip install sympy" in output
+
+
+def test_a_cann_that_does_not_fit_is_told_with_those_that_do(ascend: Ascend, rank_program, tmp_path):
+    home = tmp_path / "cann"
+    shutil.copytree(Path(ascend.values["ASCEND_HOME_PATH"]) / "opp", home / "opp")
+    (home / "compiler").mkdir()
+    for version, told in (("6.3.0.1", True), ("8.2.0.1", False)):
+        (home / "compiler/version.info").write_text(f"Version={version}\n")
+        run = ascend.run([sys.executable, rank_program], tmp_path, ASCEND_HOME_PATH=home)
+        assert run.returncode == 0, run.stdout[-3000:]
+        assert (
+            bool(re.search(rf"^CANN 6\.3 \({home}\) does not fit MindSpore 2\..*8\.2", run.stdout, re.MULTILINE))
+            == told
+        )
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen")
+def test_a_branch_of_a_graph_runs_on_a_host_of_few_cores(ascend: Ascend, tmp_path):
+    """MindSpore refuses it there with its one dispatch thread."""
+    program = """
+import mindspore as ms
+import numpy as np
+from src.args import Config
+from src.distributed.join import join
+
+@ms.jit
+def guarded(x, finite):
+    if finite:
+        x = x * 2
+    return x
+
+join(Config(device_target="Ascend"))
+ms.set_context(mode=ms.GRAPH_MODE)
+guarded(ms.Tensor(np.ones(3, np.float32)), ms.Tensor(True))
+print("OUT ran")
+"""
+    run = ascend.python(program, tmp_path, simulated=True)
+    assert (run.returncode, said(run.stdout)) == (0, ["ran"]), run.stdout[-3000:]
