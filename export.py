@@ -44,10 +44,8 @@ def main(argv: Optional[list[str]] = None) -> None:
     folding = ("--fold_batch_norm", switch("make batch norm part of the convolutions, for runtimes that do not"))
     dynamic = ("--dynamic_batch", switch("ONNX: a file that takes any number of images at once"))
     config, rest = parse_args(
-        argv, "Export a DDRNet classifier to the current folder.", extra=[version, folding, dynamic]
+        argv, "Export a DDRNet classifier to the current folder.", extra=[version, folding, dynamic], purpose="export"
     )
-    if config.file_format == "AIR" and config.device_target != "Ascend":
-        raise UserError("file_format: AIR needs --device_target Ascend; MINDIR serves on every device")
     if config.file_format == "ONNX":
         need_onnx()
     if rest.dynamic_batch and config.file_format != "ONNX":

@@ -11,7 +11,7 @@ from src.assembly import build_network, build_step
 from src.data import create_dataset
 from src.data.data_utils.modelarts import stage
 from src.distributed.join import expected_rank, join
-from src.errors import UserError, run
+from src.errors import run
 from src.models.architectures import ARCHITECTURES
 from src.tools.cell import native_kernels
 from src.tools.get_misc import describe
@@ -25,9 +25,7 @@ from src.trainers.signals import StopSignal
 def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) -> None:
     """Train, validate, save; the README explains every key. `stop`: listens for signals that end the run."""
     stop = stop or StopSignal()
-    config, _ = parse_args(argv, "Train a DDRNet classifier; the README explains every key.")
-    if config.start_epoch >= config.epochs:
-        raise UserError(f"start_epoch: must be below epochs, {config.epochs}, not {config.start_epoch}")
+    config, _ = parse_args(argv, "Train a DDRNet classifier; the README explains every key.", purpose="train")
 
     # 1. What the run reads comes to this machine, then the ranks meet; only the first of them speaks and writes.
     config, outbox = stage(config, writes=expected_rank() == 0)

@@ -6,28 +6,63 @@ reproduces the published DDRNet23; a YAML file overrides them, flags override th
 
 import argparse
 import difflib
-import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+import os
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Optional, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from src.augment_spec import parse_spec
-from src.errors import UserError
+from src.errors import UserError, printable
 from src.models.architectures import ARCHITECTURES, FLAVOURS
+from src.plain_yaml import read_value, read_yaml
 
+MOST = 10**9  # what any count may be; keys that cost memory or time have lower limits of their own
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Epochs = Annotated[int, Field(ge=0, le=100_000)]
+Alpha = Annotated[float, Field(ge=0, le=1000)]
+Rate = Annotated[float, Field(ge=0, le=1e6)]
+PositiveRate = Annotated[float, Field(gt=0, le=1e6)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Area = Annotated[float, Field(ge=1e-4, le=1)]
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
+
+PATHS = frozenset({"pretrained", "data_url", "listing_cache", "compile_cache", "resume", "train_url"})
+
+# What other programs call a key.
+_SYNONYMS = {
+    "aa": "auto_augment", "amp": "amp_level", "batch": "batch_size", "bs": "batch_size", "checkpoint": "pretrained",
+    "config": "ddr_config", "data": "data_url", "data_dir": "data_url", "dataset": "data_url",
+    "device": "device_target", "drop_path": "drop_path_rate", "ema": "ema_decay", "gpus": "device_num",
+    "grad_accum_steps": "accumulation_step",
+    "img_size": "image_size", "input_size": "image_size", "learning_rate": "base_lr", "lr": "base_lr",
+    "mixup": "mix_up", "model": "arch", "name": "arch", "nesterov": "use_nesterov", "network": "arch",
+    "opt": "optimizer", "output": "train_url", "output_dir": "train_url", "recount": "re_count", "remode": "re_mode",
+    "reprob": "re_prob", "sched": "lr_scheduler", "scheduler": "lr_scheduler", "smoothing": "label_smoothing",
+    "warmup": "warmup_length", "warmup_epochs": "warmup_length", "wd": "weight_decay",
+    "workers": "num_parallel_workers",
+}  # fmt: skip
 
 
-def key(default: Any, help: str, **limits: Any) -> Any:
-    """A key of the configuration: its default, its line in --help and the README, and its limits."""
-    return Field(default, description=help, **limits)
+def key(
+    default: Any, help: str, changes: Literal["weights", "batch", "step", "nothing"] = "weights", **limits: Any
+) -> Any:
+    """A key of the configuration.
+
+    Args:
+        default: its value where nobody says another.
+        help: its line in --help and the README.
+        changes: what another value changes in a run. weights: what it learns, so that it cannot go on from a
+            checkpoint of the other; batch: nothing, as long as the product of all such keys stays; step: how a step is
+            computed, not what; nothing: where a run reads and writes, how much it says, how often it saves.
+        limits: further keywords of pydantic's Field.
+    """
+    return Field(default, description=help, json_schema_extra={"changes": changes}, **limits)
+
+
+Purpose = Literal["", "train", "eval", "export"]
 
 
 class Config(BaseModel):
@@ -38,101 +73,138 @@ class Config(BaseModel):
     # network
     arch: Literal[tuple(ARCHITECTURES)] = key("DDRNet23", "network")
     flavour: Literal[tuple(FLAVOURS)] = key("zoo", "zoo: as the checkpoint on MindSpore Hub; paper: as the authors'")
-    num_classes: Positive = key(1000, "number of classes; must equal the number of class folders")
+    num_classes: Annotated[int, Field(ge=1, le=1_000_000)] = key(
+        1000, "number of classes; must equal the number of class folders"
+    )
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = key(0.1, "drop path of the deepest residual unit; 0: off")
     drop_path_on: Literal["auto", "branch", "shortcut"] = key(
         "auto", "what drop path drops, with its rates; auto: the shortcut (flavour zoo), the branch (paper)"
     )
-    pretrained: str = key("", "weights to start from, evaluate or export (.ckpt, .safetensors, .pth)")
+    pretrained: str = key("", "weights to start from, evaluate or export (.ckpt, .safetensors, .pth)", "nothing")
     freeze: Literal["", "backbone"] = key("", "backbone: train the classifier alone, on fixed features")
-    head_lr_scale: Annotated[float, Field(gt=0)] = key(1.0, "times the learning rate, for the classifier alone")
+    head_lr_scale: PositiveRate = key(1.0, "times the learning rate, for the classifier alone")
 
     # data
-    data_url: str = key("./data/imagenet", "folder with train/ and val/, each with a folder a class")
-    set: str = key("ImageNet", "name of the data set, for the log")
-    listing_cache: str = key("", "folder that keeps listings of large data sets; '': list them at every start")
-    image_size: Annotated[int, Field(ge=32)] = key(224, "side of the network's input, pixels")
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = key(0.875, "evaluation: share of the resized side that is kept")
-    crop_mode: Literal["squash", "center"] = key("squash", "evaluation: resize both sides, or only the shorter one")
+    data_url: str = key("./data/imagenet", "folder with train/ and val/, each with a folder a class", "nothing")
+    set: str = key("ImageNet", "name of the data set, for the log", "nothing")
+    listing_cache: str = key(
+        "", "folder that keeps listings of large data sets; '': list them at every start", "nothing"
+    )
+    image_size: Annotated[int, Field(ge=32, le=4096)] = key(224, "side of the network's input, pixels")
+    crop_pct: Annotated[float, Field(ge=0.1, le=1)] = key(
+        0.875, "evaluation: share of the resized side that is kept", "nothing"
+    )
+    crop_mode: Literal["squash", "center"] = key(
+        "squash", "evaluation: resize both sides, or only the shorter one", "nothing"
+    )
     interpolation: Literal["bilinear", "bicubic", "lanczos", "random"] = key(
         "bicubic", "resizing; random: drawn per training image, bicubic in evaluation"
     )
-    scale: Range = key((0.08, 1.0), "random resized crop: share of the image's area, from and to")
-    ratio: Range = key((0.75, 4 / 3), "random resized crop: width to height, from and to")
+    scale: tuple[Area, Area] = key((0.08, 1.0), "random resized crop: share of the image's area, from and to")
+    ratio: tuple[Ratio, Ratio] = key((0.75, 4 / 3), "random resized crop: width to height, from and to")
     hflip: Share = key(0.5, "probability of a horizontal flip")
     auto_augment: str = key("rand-m9-mstd0.5-inc1", "RandAugment, AutoAugment or AugMix by its spec; '': none")
-    color_jitter: NotNegative = key(0.4, "brightness, contrast and saturation jitter, where auto_augment is ''")
+    color_jitter: Annotated[float, Field(ge=0, le=10)] = key(
+        0.4, "brightness, contrast and saturation jitter, where auto_augment is ''"
+    )
     re_prob: Share = key(0.0, "probability of random erasing")
     re_mode: Literal["const", "rand", "pixel"] = key(
         "pixel", "random erasing: the mean colour, one random colour, or noise"
     )
-    re_count: Positive = key(1, "random erasing: the most boxes an image")
-    mix_up: NotNegative = key(0.8, "MixUp alpha; 0: off")
-    cutmix: NotNegative = key(1.0, "CutMix alpha; 0: off")
+    re_count: Annotated[int, Field(ge=1, le=100)] = key(1, "random erasing: the most boxes an image")
+    mix_up: Alpha = key(0.8, "MixUp alpha; 0: off")
+    cutmix: Alpha = key(1.0, "CutMix alpha; 0: off")
     mixup_prob: Share = key(1.0, "probability of mixing a group (or, with pair and elem, a pair or sample)")
     switch_prob: Share = key(0.5, "probability of CutMix where both are on")
     mixup_mode: Literal["batch", "pair", "elem"] = key("batch", "one lambda a group, a pair, or a sample")
-    mixup_group: Annotated[int, Field(ge=2, multiple_of=2)] = key(
+    mixup_group: Annotated[int, Field(ge=2, le=MOST, multiple_of=2)] = key(
         512, "images that share a draw of MixUp or CutMix, over all devices; more than a global batch has: one draw"
     )
-    mixup_off_epoch: Count = key(0, "mix in epochs 1 to n only; 0: in all")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = key(0.1, "share of a target spread over all classes")
-    num_parallel_workers: Positive = key(16, "decoding and augmentation threads a device")
+    mixup_off_epoch: Epochs = key(0, "mix in epochs 1 to n only; 0: in all")
+    label_smoothing: Decay = key(0.1, "share of a target spread over all classes")
+    num_parallel_workers: Positive = key(16, "decoding and augmentation threads a device", "nothing")
 
     # optimisation
-    epochs: Positive = key(300, "passes over the training images")
-    start_epoch: Count = key(0, "epochs counted as done: their part of the schedule is skipped")
-    batch_size: Positive = key(512, "images a device and step")
-    accumulation_step: Positive = key(1, "batches whose gradients are averaged into one update")
-    optimizer: Literal["momentum", "sgd", "adamw", "lamb", "rmsprop"] = key("momentum", "optimizer")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = key(0.9, "momentum, sgd, rmsprop")
-    use_nesterov: bool = key(True, "Nesterov's momentum (momentum, sgd)")
-    beta: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = key(
-        (0.9, 0.999), "decay of both moments (adamw, lamb)"
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = key(300, "passes over the training images")
+    start_epoch: Epochs = key(0, "epochs counted as done: their part of the schedule is skipped")
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = key(512, "images a device and step", "batch")
+    accumulation_step: Annotated[int, Field(ge=1, le=65_536)] = key(
+        1, "batches whose gradients are averaged into one update", "batch"
     )
-    eps: Annotated[float, Field(gt=0)] = key(1e-8, "added to the denominator (adamw, lamb, rmsprop)")
-    decay: Annotated[float, Field(ge=0, lt=1)] = key(0.9, "decay of the squared gradient (rmsprop)")
-    weight_decay: NotNegative = key(1e-4, "weight decay; none on biases and batch norm")
-    base_lr: Annotated[float, Field(gt=0)] = key(0.1, "learning rate after warmup, for a global batch of 256")
-    warmup_lr: NotNegative = key(1e-6, "learning rate at the start of warmup, for a global batch of 256")
-    min_lr: NotNegative = key(1e-5, "cosine_lr: learning rate at the end; else its floor; for a global batch of 256")
+    optimizer: Literal["momentum", "sgd", "adamw", "lamb", "rmsprop"] = key("momentum", "optimizer")
+    momentum: Decay = key(0.9, "momentum, sgd, rmsprop")
+    use_nesterov: bool = key(True, "Nesterov's momentum (momentum, sgd)")
+    beta: tuple[Decay, Decay] = key((0.9, 0.999), "decay of both moments (adamw, lamb)")
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = key(1e-8, "added to the denominator (adamw, lamb, rmsprop)")
+    decay: Decay = key(0.9, "decay of the squared gradient (rmsprop)")
+    weight_decay: Rate = key(1e-4, "weight decay; none on biases and batch norm")
+    base_lr: PositiveRate = key(0.1, "learning rate after warmup, for a global batch of 256")
+    warmup_lr: Rate = key(1e-6, "learning rate at the start of warmup, for a global batch of 256")
+    min_lr: Rate = key(1e-5, "cosine_lr: learning rate at the end; else its floor; for a global batch of 256")
     lr_scheduler: Literal["cosine_lr", "multistep_lr", "exp_lr", "constant_lr"] = key("cosine_lr", "after warmup")
-    warmup_length: Count = key(10, "epochs of linear warmup; multistep_lr has none")
-    lr_adjust: Positive = key(30, "multistep_lr: epochs between two steps")
+    warmup_length: Epochs = key(10, "epochs of linear warmup; multistep_lr has none")
+    lr_adjust: Annotated[int, Field(ge=1, le=100_000)] = key(30, "multistep_lr: epochs between two steps")
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = key(0.97, "factor a step (multistep_lr) or an epoch (exp_lr)")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = key(0.0, "averaged weights: share that stays a step; 0: off")
+    ema_decay: Decay = key(0.0, "averaged weights: share that stays a step; 0: off")
     clip_global_norm: bool = key(True, "clip gradients by their global norm")
-    clip_global_norm_value: Annotated[float, Field(gt=0)] = key(5.0, "the norm they are clipped to")
+    clip_global_norm_value: Annotated[float, Field(gt=0, le=MOST)] = key(5.0, "the norm they are clipped to")
     amp_level: Literal["O0", "O1", "O2", "O3", "auto"] = key(
         "O2",
         "float16: O0 nowhere, O1 convolutions, O2 all but the classifier, O3 all; auto: O2, on the CPU O0 with "
         "convolutions in bfloat16 where it has the instructions",
     )
     cpu_kernels: Literal["native", "mindspore"] = key(
-        "native", "CPU: kernels of our own, compiled at the first start; at amp_level O0 and auto for the network too"
+        "native",
+        "CPU: kernels of our own, compiled at the first start; at amp_level O0 and auto for the network too",
+        "step",
     )
     keep_bn_fp32: bool = key(True, "batch norm stays float32 at O2 and O3")
     is_dynamic_loss_scale: bool = key(True, "loss scale that follows overflows, from 4096")
-    loss_scale: Annotated[float, Field(ge=1)] = key(1024.0, "fixed loss scale, where is_dynamic_loss_scale is False")
-    seed: Count = key(0, "of weights, order, augmentation, mixing and drop path")
+    loss_scale: Annotated[float, Field(ge=1, le=2**32)] = key(
+        1024.0, "fixed loss scale, where is_dynamic_loss_scale is False"
+    )
+    seed: Annotated[int, Field(ge=0, le=2**32 - 2)] = key(0, "of weights, order, augmentation, mixing and drop path")
 
     # run
-    device_target: Literal["Ascend", "GPU", "CPU"] = key("Ascend", "where to run")
-    device_id: Count = key(0, "which card")
-    device_num: Positive = key(1, "number of cards, one process each")
-    compile_cache: str = key("", "folder that keeps the compiled step for the next start; '': compile at every start")
-    graph_mode: Literal[0, 1] = key(0, "0: graph mode, 1: PyNative mode")
-    sink_size: Count = key(0, "Ascend, GPU: steps a piece of data sinking; 0: a whole epoch")
-    eval_every: Count = key(1, "epochs between validations; 0: only after the last")
-    save_every: Count = key(1, "epochs between checkpoints; 0: only after the last")
-    save_steps: Count = key(0, "steps between checkpoints within an epoch; 0: none")
-    keep_checkpoint_max: Positive = key(5, "how many of those checkpoints are kept")
-    resume: str = key("", "auto: go on from the newest good checkpoint; or the path of one (.ckpt)")
-    resume_anyway: bool = key(False, "go on although keys that change the run differ from the checkpoint's")
-    log_every: Positive = key(50, "steps between two lines in a log file")
-    train_url: str = key("", "folder for outputs; '': the current one")
-    run_modelarts: bool = key(False, "data_url and train_url are object-store addresses on ModelArts")
-    file_format: Literal["MINDIR", "AIR", "ONNX"] = key("MINDIR", "export: AIR only with an Ascend backend")
+    device_target: Literal["Ascend", "GPU", "CPU"] = key("Ascend", "where to run", "step")
+    device_id: Annotated[int, Field(ge=0, le=65_535)] = key(0, "which card", "nothing")
+    device_num: Annotated[int, Field(ge=1, le=65_536)] = key(1, "number of cards, one process each", "batch")
+    compile_cache: str = key(
+        "", "folder that keeps the compiled step for the next start; '': compile at every start", "nothing"
+    )
+    graph_mode: Literal[0, 1] = key(0, "0: graph mode, 1: PyNative mode", "step")
+    sink_size: Count = key(0, "Ascend, GPU: steps a piece of data sinking; 0: a whole epoch", "step")
+    eval_every: Count = key(1, "epochs between validations; 0: only after the last", "nothing")
+    save_every: Count = key(1, "epochs between checkpoints; 0: only after the last", "nothing")
+    save_steps: Count = key(0, "steps between checkpoints within an epoch; 0: none", "nothing")
+    keep_checkpoint_max: Positive = key(5, "how many of those checkpoints are kept", "nothing")
+    resume: str = key("", "auto: go on from the newest good checkpoint; or the path of one (.ckpt)", "nothing")
+    resume_anyway: bool = key(False, "go on although keys that change the run differ from the checkpoint's", "nothing")
+    log_every: Positive = key(50, "steps between two lines in a log file", "nothing")
+    train_url: str = key("", "folder for outputs; '': the current one", "nothing")
+    run_modelarts: bool = key(False, "data_url and train_url are object-store addresses on ModelArts", "nothing")
+    file_format: Literal["MINDIR", "AIR", "ONNX"] = key("MINDIR", "export: AIR only with an Ascend backend", "nothing")
+
+    @field_validator("*")
+    @classmethod
+    def _text_of_a_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                clean = b"\0" not in os.fsencode(value)
+            except UnicodeEncodeError:  # a lone surrogate, which YAML's escapes can write
+                clean = False
+            if not clean:
+                raise ValueError("must be a text that a file could be named by")
+        return value
+
+    @field_validator(*PATHS)
+    @classmethod
+    def _home(cls, value: str) -> str:
+        """The shell replaces ~ in --train_url ~/x, but neither in --train_url=~/x nor in a file."""
+        path = os.path.expanduser(value)  # noqa: PTH111 (a Path would drop the // of obs://)
+        if path.startswith("~"):
+            raise ValueError("must begin with another folder: there is no such user")
+        return path
 
     @field_validator("*", mode="before")
     @classmethod
@@ -152,13 +224,6 @@ class Config(BaseModel):
             raise ValueError("the first number must not exceed the second")
         return value
 
-    @field_validator("scale")
-    @classmethod
-    def _share_of_area(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[1] > 1:
-            raise ValueError("a crop's area must not exceed the image's, 1.0")
-        return value
-
     @field_validator("auto_augment")
     @classmethod
     def _known_spec(cls, value: str) -> str:
@@ -176,46 +241,72 @@ class Config(BaseModel):
         return self.batch_size * self.device_num * self.accumulation_step
 
 
-# Keys outside the training itself: where a run reads and writes, how much it says, how often it saves and validates.
-# Neither the step's graph nor the weights that it leads to know of them.
-OUTSIDE = frozenset(
-    {
-        "compile_cache",
-        "data_url",
-        "device_id",
-        "eval_every",
-        "file_format",
-        "keep_checkpoint_max",
-        "listing_cache",
-        "log_every",
-        "num_parallel_workers",
-        "pretrained",
-        "resume",
-        "resume_anyway",
-        "run_modelarts",
-        "save_every",
-        "save_steps",
-        "set",
-        "train_url",
+class Key(NamedTuple):
+    """A key as the documents and --help show it.
+
+    Attributes:
+        allowed: in words, such as 'O0, O1 or O2' or 'a number from 0, below 1'.
+        changes: as `key` takes it.
+    """
+
+    name: str
+    default: Any
+    allowed: str
+    help: str
+    changes: str
+
+
+def keys() -> list[Key]:
+    """Every key of the configuration, in the order of `Config`."""
+    return [
+        Key(name, field.default, _allowed(field.annotation, field.metadata), field.description or "", _changes(field))
+        for name, field in Config.model_fields.items()
+    ]
+
+
+def keys_that_change(*what: str) -> frozenset[str]:
+    """The keys that change such things in a run; `key` says which there are."""
+    return frozenset(name for name, field in Config.model_fields.items() if _changes(field) in what)
+
+
+def _changes(field: Any) -> str:
+    return field.json_schema_extra["changes"]
+
+
+def _allowed(kind: Any, limits: Iterable[Any]) -> str:
+    """A type and its limits in words."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _allowed(inner[0], inner[1:])
+    if origin is Literal:
+        choices = [repr(choice) if choice == "" else str(choice) for choice in inner]
+        return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
+    if origin is tuple:
+        return f"two of: {_allowed(inner[0], ())}"
+    if kind in (bool, str):
+        return "True or False" if kind is bool else "a text"
+    flat = [part for limit in limits for part in getattr(limit, "metadata", [limit])]
+    found = {
+        name: getattr(limit, name)
+        for limit in flat
+        for name in ("ge", "gt", "le", "lt", "multiple_of")
+        if hasattr(limit, name)
     }
-)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-6 as the number it is; YAML 1.1 wants 1.0e-6."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+    words = "an even number" if found.get("multiple_of") == 2 else "a whole number" if kind is int else "a number"
+    if "ge" in found or "gt" in found:
+        words += f" from {found['ge']:g}" if "ge" in found else f" above {found['gt']:g}"
+    if "lt" in found:
+        words += f", below {found['lt']:g}"
+    elif found.get("le", MOST) != MOST:
+        words += f" to {found['le']:g}" if found["le"] < 1e5 else f" to {int(found['le'])}"
+    return words
 
 
 def parse_args(
     argv: Optional[Sequence[str]] = None,
     description: str = "",
     extra: Sequence[tuple[str, dict[str, Any]]] = (),
+    purpose: Purpose = "",
 ) -> tuple[Config, argparse.Namespace]:
     """The configuration and what else the command line says.
 
@@ -223,6 +314,7 @@ def parse_args(
         argv: the command line without the program's name; None: the process's own.
         description: what the program does, for --help.
         extra: flags of this program alone, as (name, keywords of `add_argument`).
+        purpose: what the program does with the configuration, for the rules between keys.
 
     Returns:
         The configuration, and a namespace with ddr_config, the extra flags, and `given`, the set of the
@@ -231,102 +323,94 @@ def parse_args(
     Raises:
         UserError: the file or a flag is wrong; the message names the key and what would be right.
     """
-    parser = _Parser(
-        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = _Parser(description=description, allow_abbrev=False)
     parser.add_argument("--ddr_config", metavar="YAML", help="configuration; flags override it")
-    for name, field in Config.model_fields.items():
+    for entry in keys():
         parser.add_argument(
-            f"--{name}",
-            nargs="+" if isinstance(field.default, tuple) else None,
+            f"--{entry.name}",
+            nargs="+" if isinstance(entry.default, tuple) else None,
             default=argparse.SUPPRESS,
             metavar="VALUE",
-            help=f"{field.description} (default: {field.default!r})",
+            help=f"{entry.help}: {entry.allowed} (default: {entry.default!r})".replace("%", "%%"),
         )
     for name, keywords in extra:
         parser.add_argument(name, **keywords)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
-        raise UserError(f"{unknown[0]}: no such flag{_nearest(unknown[0].split('=')[0], flags)}")
+        flag = printable(unknown[0].split("=")[0], 80)
+        raise UserError(f"{flag}: no such flag{_nearest(flag, flags)}")
 
     given = {name: value for name, value in vars(known).items() if name in Config.model_fields}
     rest = argparse.Namespace(**{name: value for name, value in vars(known).items() if name not in given})
     rest.given = frozenset(given)
-    values = {} if rest.ddr_config is None else read_yaml(rest.ddr_config)
-    _check(values, rest.ddr_config)
-    flags = {name: _typed(name, value) for name, value in given.items()}
-    _check(flags, "flag --")
-    return Config(**{**values, **flags}), rest
-
-
-def switch(help: str) -> dict[str, Any]:
-    """The keywords of a flag that is off, on where it stands alone, or what True or False after it says."""
-    return {"nargs": "?", "const": True, "default": False, "type": _boolean, "metavar": "True|False", "help": help}
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
-    return text.lower() == "true"
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """The keys of a YAML file, each a key of `Config`.
-
-    Raises:
-        UserError: the file is missing, malformed, no mapping, or has a key twice or one that is unknown.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--ddr_config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"--ddr_config {path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"--ddr_config {path}: must be lines of 'key: value'")
-    names = [entry.value for entry, _ in node.value]
+    values: dict[str, Any] = {}
+    if rest.ddr_config is not None:
+        rest.ddr_config = os.path.expanduser(rest.ddr_config)  # noqa: PTH111
+        values = read_yaml(rest.ddr_config, _TEXTS, "--ddr_config ")
     for name in values:
         if name not in Config.model_fields:
-            raise UserError(f"{path}: unknown key {name!r}{_nearest(str(name), Config.model_fields)}")
-        if names.count(name) > 1:
-            raise UserError(f"{path}: {name} stands there twice")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            shown = printable(name, 80)
+            raise UserError(f"{rest.ddr_config}: unknown key {shown!r}{_nearest(shown, Config.model_fields)}")
+    _check(values, f"{rest.ddr_config}: ")
+    flags = {name: _typed(name, value) for name, value in given.items()}
+    _check(flags, "flag --")
+    config = Config(**{**values, **flags})
+    _check_together(config, purpose)
+    return config, rest
+
+
+_TEXTS = frozenset(name for name, field in Config.model_fields.items() if isinstance(field.default, str))
 
 
 def _typed(name: str, value: Any) -> Any:
     """A flag's text as YAML would read it, or as it stands where the key is a text."""
-    if isinstance(Config.model_fields[name].default, str):
+    if name in _TEXTS:
         return value
-    try:
-        items = [yaml.load(item, Loader=_Loader) for item in value] if isinstance(value, list) else None
-        if items is None:
-            return yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--{name} {value}: cannot be read as a value") from error
-    return tuple(items[0]) if len(items) == 1 and isinstance(items[0], list) else tuple(items)
+    if not isinstance(value, list):
+        return read_value(value, f"flag --{name}")
+    items = [read_value(item, f"flag --{name}") for item in value]
+    return items[0] if len(items) == 1 and isinstance(items[0], tuple) else tuple(items)
 
 
-def _check(values: dict[str, Any], source: Optional[str]) -> None:
+def _check(values: dict[str, Any], place: str) -> None:
     """Validate values from one source on their own, so that an error can say where the value stands."""
     try:
         Config(**values)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_context=False)[0]
         name = str(first["loc"][0])
-        place = f"{source}{name}" if str(source).startswith("flag") else f"{source}: {name}"
         reason = first["msg"].replace("Value error, ", "").replace("Input should be", "must be")
-        raise UserError(f"{place}: {reason}, not {values[name]!r}") from error
+        raise UserError(f"{place}{name}: {printable(reason, 300)}, not {printable(repr(values[name]))}") from error
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1)
+def _check_together(config: Config, purpose: Purpose) -> None:
+    """Rules between keys, which no key can tell by itself.
+
+    Raises:
+        UserError: two keys contradict each other in what the program is to do.
+    """
+    if purpose == "train" and config.start_epoch >= config.epochs:
+        raise UserError(f"start_epoch: must be below epochs, {config.epochs}, not {config.start_epoch}")
+    if purpose == "export" and config.file_format == "AIR" and config.device_target != "Ascend":
+        raise UserError("file_format: AIR needs --device_target Ascend; MINDIR serves on every device")
+    if config.image_size / config.crop_pct > 8192:
+        raise UserError(
+            f"crop_pct: {config.crop_pct} of a side is to be {config.image_size} pixels (image_size), but images are "
+            "resized to 8192 at most"
+        )
+    if config.run_modelarts and purpose == "train":
+        for name in ("data_url", "train_url"):
+            if "://" not in getattr(config, name):
+                raise UserError(f"{name}: must be an address such as obs://bucket/folder, where run_modelarts is True")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean base_lr?' for lr, by what other programs call it or by its letters."""
+    known = list(known)
+    dashes = "--" if name.startswith("--") else ""
+    synonym = dashes + _SYNONYMS.get(name.lstrip("-").replace("-", "_").lower(), "")
+    match = [synonym] if synonym in known else difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {match[0]}?" if match else ""
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from mindspore import nn
 
 from src import __version__
-from src.args import OUTSIDE, Config
+from src.args import Config, keys_that_change
 from src.errors import TrainingStopped, UserError
 from src.files import atomic_write, claim, is_regular, next_free, read_json, sweep, try_writing, write_text
 from src.models.architectures import FLAVOURS
@@ -32,18 +32,6 @@ from src.trainers.train_one_step import TrainOneStep
 from src.weights.formats import write_ckpt
 from src.weights.load import load_pretrained
 
-# Keys that leave the weights as they would have been; batch size, cards and accumulation count by their product.
-HARMLESS = OUTSIDE | {
-    "accumulation_step",
-    "batch_size",
-    "cpu_kernels",
-    "crop_mode",
-    "crop_pct",
-    "device_num",
-    "device_target",
-    "graph_mode",
-    "sink_size",
-}
 MAGIC = b"DDRNet training state 1\n"
 _log = logging.getLogger(__name__)
 
@@ -139,10 +127,11 @@ class Saved:
     def differences(self, config: Config) -> list[str]:
         """The keys that would change the run, as lines 'key: then, now'."""
         then, now = (_as_it_acts(values) for values in (self.facts["config"], json.loads(config.model_dump_json())))
+        telling = keys_that_change("weights")
         lines = [
             f"{key}: {then.get(key)!r} in the checkpoint, {value!r} now"
             for key, value in now.items()
-            if key not in HARMLESS and then.get(key) != value
+            if key in telling and then.get(key) != value
         ]
         if self.facts["images_an_update"] != config.images_an_update:
             lines.append(

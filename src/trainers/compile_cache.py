@@ -20,7 +20,7 @@ from typing import Any, Optional
 
 import mindspore as ms
 
-from src.args import OUTSIDE, Config
+from src.args import Config, keys_that_change
 from src.distributed.ranks import Ranks
 from src.errors import UserError
 from src.files import is_private, read_json, write_text
@@ -109,7 +109,8 @@ def digest(config: Config, ranks: Ranks, *shapes: int) -> str:
     kernels = library() if config.device_target == "CPU" else None
     parts += [ms.__version__, ms.__file__, sys.version, platform.machine(), str(kernels), str(PROJECT)]
     parts += [repr(ranks), repr(shapes)]
-    parts += [f"{key}={value!r}" for key, value in config.model_dump().items() if key not in OUTSIDE]
+    outside = keys_that_change("nothing")
+    parts += [f"{key}={value!r}" for key, value in config.model_dump().items() if key not in outside]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
