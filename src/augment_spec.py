@@ -25,7 +25,7 @@ WEIGHT_SETS = {0: 15}  # of RandAugment, and how many operations each has
 
 _LEVEL = (float, lambda value: value <= MAX_LEVEL, "a number from 0 to 10")
 _SPREAD = (float, lambda value: value >= 0, "a number of at least 0")
-_COUNT = (int, lambda value: value >= 1, "a whole number of at least 1")
+_COUNT = (int, lambda value: 1 <= value <= 100, "a whole number from 1 to 100")
 _FLAG = (int, lambda value: value in (0, 1), "0 or 1")
 # The sections of each kind: type, test, and what the test wants.
 _SECTIONS = {
@@ -41,7 +41,7 @@ _SECTIONS = {
     "augmix": {
         "m": _LEVEL,
         "w": _COUNT,
-        "d": (int, lambda value: True, "a whole number"),
+        "d": (int, lambda value: value <= 100, "a whole number from 0 to 100"),
         "b": _FLAG,
         "mstd": _SPREAD,
     },

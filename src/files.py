@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Optional, Union
+from typing import IO, Any, BinaryIO, Optional, Union
 
 from src.errors import TemporaryFailure, UserError
 
@@ -38,10 +38,10 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
         os.umask(umask)
         with _where_supported():  # some file systems have no modes
             temporary.chmod(0o666 & ~umask | 0o600)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
         with _where_supported():  # and some cannot sync a folder
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         kind = TemporaryFailure if error.errno in _PASSING else UserError
         raise kind(f"{path}: cannot be written ({error.strerror or error})") from error
@@ -161,19 +161,18 @@ def read_bytes(path: Union[str, Path], limit: int, place: str = "") -> bytes:
     return content
 
 
-def open_regular(path: Union[str, Path]):
+def open_regular(path: Union[str, Path]) -> BinaryIO:
     """A regular file, opened for reading in binary; what a pipe or a device would make wait for ever is refused.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
         ValueError: the path holds a NUL or a lone surrogate.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR)) if stat.S_ISDIR(mode) else OSError(0, "no regular file")
-    return os.fdopen(descriptor, "rb")
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "no regular file")
+    return file
 
 
 def read_text(path: Union[str, Path], limit: int, place: str = "") -> str:
@@ -207,7 +206,8 @@ def _constant(text: str) -> float:
     raise ValueError(f"{text} is no number")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk hold a file or folder as it is."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,6 @@
 """Listing folders, and what is wrong with them."""
 
+import io
 import os
 import time
 
@@ -156,8 +157,154 @@ def test_a_cached_listing_is_used_until_a_class_folder_changes(tmp_path, monkeyp
     touch(root / "train" / "class_1", "new.jpg")
     assert create_dataset(config, "train").size == 25
     assert len(scanned) == 1
-    for path in cache.iterdir():
-        path.write_bytes(b"damaged")
-    assert create_dataset(config, "train").size == 25
-    assert len(scanned) == 2
-    assert "listing" in caplog.text
+    third, harmless = create_dataset(config, "train").samples, 0
+    (path,) = cache.iterdir()
+    assert [entry.name for entry in cache.iterdir()] == [path.name]
+    content = path.read_bytes()
+    for damaged in damages(content):
+        path.write_bytes(damaged)
+        caplog.clear()
+        scans = len(scanned)
+        samples = create_dataset(config, "train").samples
+        assert [samples.path(i) for i in range(25)] == [third.path(i) for i in range(25)]
+        if len(scanned) == scans:  # a flip in what zip archives hold beside the content, such as a time
+            harmless += 1
+            continue
+        assert "it is written anew" in caplog.text
+        assert path.read_bytes()[:4] == b"PK\3\4"
+    assert harmless < 20
+
+
+def damages(content: bytes) -> list[bytes]:
+    """The file empty, cut, with flipped bits all over, and replaced by others."""
+    middle = bytearray(content)
+    cut = [content[: len(content) * part // 9] for part in range(9)]
+    flipped = []
+    for place in range(5, len(content), max(1, len(content) // 40)):
+        middle[place] ^= 0x10
+        flipped.append(bytes(middle))
+        middle[place] ^= 0x10
+    swapped = io.BytesIO()
+    np.savez(swapped, classes=np.zeros(1 << 10, np.uint8))
+    return [*cut, *flipped, b"damaged", b"PK\3\4", b"\x93NUMPY", bytes(1000), swapped.getvalue()]
+
+
+@pytest.mark.parametrize("kind", ["file", "closed", "pipe", "folder"])
+def test_a_cache_that_cannot_be_kept_is_a_warning(tmp_path, caplog, kind):
+    root, cache = make_folder(tmp_path / "data"), tmp_path / "cache"
+    config = make_config(root, listing_cache=str(cache))
+    create_dataset(config, "train")
+    (path,) = cache.iterdir()
+    path.unlink()
+    if kind == "file":
+        cache.rmdir()
+        cache.write_text("")
+    elif kind == "closed":
+        config = make_config(root, listing_cache="/proc/cache")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+        (path / "x").write_text("")
+    assert create_dataset(config, "train").size == 24
+    assert ("the listing is not kept" in caplog.text) == (kind != "pipe")  # a pipe is replaced by the file
+
+
+def messages(caplog, root, **keys):
+    caplog.clear()
+    create_dataset(make_config(root, **keys), keys.pop("split", "train"))
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_files_that_are_left_out_are_told_in_one_line_a_split(tmp_path, caplog):
+    root = make_folder(tmp_path / "data")
+    assert messages(caplog, root) == []
+    train = root / "train"
+    touch(train / "class_1", *(f"IMG_{number}.HEIC" for number in range(9)), "notes", "Thumbs.db", ".DS_Store")
+    touch(train / "class_1" / "old.jpg", "1.jpg")
+    os.mkfifo(train / "class_0" / "a.jpg")
+    (train / "class_0" / "b.jpg").symlink_to("/dev/zero")
+    (train / "class_0" / "c.jpg").symlink_to("nowhere")
+    (train / "class_0" / "d.jpg").symlink_to("d.jpg")
+    told = (
+        f"data_url: {train}: 15 entries are left out: 9 *.heic (such as class_1/IMG_0.HEIC), "
+        "4 pipes, devices or broken links (such as class_0/a.jpg), 1 files without an ending (such as class_1/notes), "
+        "1 folders within a class (such as class_1/old.jpg)"
+    )
+    assert messages(caplog, root) == [told]
+    cache = str(tmp_path / "cache")
+    assert messages(caplog, root, listing_cache=cache) == [told]
+    assert messages(caplog, root, listing_cache=cache) == [told]  # from the cache
+
+
+def test_only_regular_files_are_listed_and_links_to_them(tmp_path):
+    root = tmp_path / "data"
+    touch(root / "a", "1.jpg")
+    os.mkfifo(root / "a" / "2.jpg")
+    (root / "a" / "3.jpg").symlink_to(root / "a" / "1.jpg")
+    (root / "a" / "4.jpg").symlink_to("/dev/zero")
+    samples = list_folder(str(root))
+    assert [samples.path(index)[-5:] for index in range(len(samples))] == ["1.jpg", "3.jpg"]
+
+
+def test_a_class_without_images_is_an_error_in_train_and_a_warning_in_val(tmp_path, caplog):
+    root = make_folder(tmp_path / "data")
+    for split in ("train", "val"):
+        for path in (root / split / "class_1").iterdir():
+            (root / split / "class_1" / "sub").mkdir(exist_ok=True)
+            path.rename(root / split / "class_1" / "sub" / path.name)
+    message = error_of(make_config(root))
+    assert f"{root / 'train'}: 1 of 3 classes have no image (class_1)" in message
+    assert "images lie deeper, such as class_1/sub/000.jpg: move them up into class_1/" in message
+    assert create_dataset(make_config(root), "val").size == 6
+    assert "1 of 3 classes have no image (class_1): figures are over the others; images lie deeper" in caplog.text
+    for name in ("class_0", "class_2"):
+        for path in (root / "train" / name).iterdir():
+            path.unlink()
+    message = error_of(make_config(root))
+    assert "its class folders hold no image" in message
+    assert "class_1/sub/000.jpg" in message
+
+
+def test_closed_folders_are_named(tmp_path, monkeypatch):
+    """As root may read every folder, the system's answer is put in its place."""
+    root = make_folder(tmp_path / "data")
+    closed, scandir, stat = "", os.scandir, os.stat
+
+    def refuse(call):
+        def wrapped(path, *args, **keywords):
+            if closed and str(path).startswith(closed):
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *args, **keywords)
+
+        return wrapped
+
+    monkeypatch.setattr(os, "scandir", refuse(scandir))
+    monkeypatch.setattr(os, "stat", refuse(stat))
+    for closed in (str(root), str(root / "train"), str(root / "train" / "class_1")):
+        for cache in ("", str(tmp_path / "cache")):
+            message = error_of(make_config(root, listing_cache=cache))
+            assert f"{closed}: cannot be read (Permission denied)" in message
+    closed = str(root / "val")
+    assert "cannot be read (Permission denied)" in error_of(make_config(root), "val")
+
+
+def test_names_that_are_no_utf_8_or_forge_lines_are_listed_and_escaped(tmp_path, caplog):
+    root = os.fsencode(tmp_path / "data" / "train")
+    for name in (b"caf\xe9", b"new\nline", "红熊猫".encode()):
+        os.makedirs(root + b"/" + name)  # noqa: PTH103
+        for number in range(4):
+            with open(root + b"/" + name + b"/\xff%d.jpg" % number, "wb") as file:  # noqa: PTH123
+                file.write(b"x")
+    with open(root + b"/new\nline/\x1b[31m.heic", "wb"):  # noqa: PTH123
+        pass
+    for _ in range(2):
+        config = make_config(tmp_path / "data", listing_cache=str(tmp_path / "cache"))
+        samples = create_dataset(config, "train").samples
+        assert samples.classes == ["caf\udce9", "new\nline", "红熊猫"]
+        assert samples.read(4) == b"x"
+    told = caplog.records[-1].getMessage()
+    assert "new\\nline/\\x1b[31m.heic" in told
+    assert told.isprintable()
+    touch(tmp_path / "data" / "val" / "a\nb", "1.jpg")
+    assert "a\\nb: train/ has no class folder" in error_of(config, "val")

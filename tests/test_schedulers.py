@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from src.args import Config
+from src.errors import UserError
 from src.tools.schedulers import learning_rates
 
 BASE = {"batch_size": 64, "device_num": 2, "accumulation_step": 4, "epochs": 20, "warmup_length": 5}
@@ -66,3 +67,8 @@ def test_lr_gamma_is_097_unless_told():
 def test_a_run_shorter_than_its_warmup_goes_the_part_of_the_way_that_it_has_time_for():
     rates = learning_rates(Config(**{**BASE, "epochs": 2}, warmup_lr=0.0, base_lr=0.4), 10)
     np.testing.assert_allclose(rates, SCALE * 0.4 * np.arange(20) / 50, rtol=1e-6)
+
+
+def test_a_run_of_too_many_updates_is_refused_before_its_curve_fills_the_memory():
+    with pytest.raises(UserError, match="epochs: 100000 of 5000 updates are 500000000 in all"):
+        learning_rates(Config(epochs=100_000), 5000)

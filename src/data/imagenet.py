@@ -9,7 +9,7 @@ import numpy as np
 
 from src.data.augment.mixup import Mix, Mixup, partners
 from src.data.augment.transforms import UndecodableImage, create_transform
-from src.data.listing import Samples, list_classes, list_folder
+from src.data.listing import Samples, is_folder, list_classes, list_folder
 from src.data.loader import BufferPool, Prefetcher, clamp_workers
 from src.data.packed import PackedSamples, is_packed
 from src.errors import UserError
@@ -51,7 +51,7 @@ def create_dataset(config: "Config", split: str, rank: int = 0, world: int = 1, 
         UserError: the folder is missing, empty or flat, its classes do not fit, or the batch does not.
     """
     root = Path(config.data_url)
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(f"data_url: {root}: no such folder; it must hold train/ and val/")
     if split == "train":
         samples = _open_split(root, "train", None, config.listing_cache)
@@ -66,14 +66,14 @@ def create_dataset(config: "Config", split: str, rank: int = 0, world: int = 1, 
 def _open_split(root: Path, split: str, classes: Optional[list[str]], cache: str) -> Samples:
     if is_packed(root, split):
         return PackedSamples(root, split, classes)
-    return list_folder(str(root / split), classes, cache)
+    return list_folder(str(root / split), classes, cache, every_class=split == "train")
 
 
 def _classes_of(root: Path, split: str) -> Optional[list[str]]:
     """A split's class names; None where there is no such split."""
     if is_packed(root, split):
         return PackedSamples(root, split).classes
-    return list_classes(str(root / split)) if (root / split).is_dir() else None
+    return list_classes(str(root / split)) if is_folder(root / split) else None
 
 
 def class_names(config: "Config") -> Optional[list[str]]:
@@ -264,14 +264,14 @@ class _TrainJob:
                 encoded = self.samples.read(index)
                 self.transform(encoded, batch.images[place], sample_generator(self.config.seed, self.epoch, index))
             except (OSError, UndecodableImage) as error:
-                batch.bad.append((place, attempt, self.samples.path(index), str(error)))
+                batch.bad.append((place, attempt, self.samples.where(index), str(error)))
                 if attempt >= MOST_BAD * len(self.order):
                     break
                 continue
             batch.labels[place] = self.samples.labels[index]
             return
         raise UserError(
-            f"data_url: {self.samples.path(index)} and those around it cannot be decoded: mend or remove them"
+            f"data_url: {self.samples.where(index)} and those around it cannot be decoded: mend or remove them"
         )
 
     def finish(self, batch: _TrainBatch) -> tuple:
@@ -318,7 +318,7 @@ class _EvalJob:
         try:
             self.transform(self.samples.read(indices[place]), images[place])
         except (OSError, UndecodableImage) as error:
-            path = self.samples.path(indices[place])
+            path = self.samples.where(indices[place])
             raise UserError(f"data_url: {path}: cannot be decoded ({error}); mend or remove it") from error
 
     def finish(self, batch: tuple) -> tuple[np.ndarray, np.ndarray]:

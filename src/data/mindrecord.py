@@ -8,6 +8,8 @@ bytes are packed as they are and the batches are the folder's, bit for bit.
 
 import io
 import sqlite3
+import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from PIL import Image
 
 from src.args import parse_args
 from src.data.augment.transforms import UndecodableImage, decode
-from src.data.listing import Samples, list_classes, list_folder
-from src.data.packed import index_path, shard_path
-from src.errors import UserError
+from src.data.listing import Samples, is_folder, list_classes, list_folder
+from src.data.packed import MOST_SHARDS, index_path, shard_path, write_index
+from src.errors import UserError, printable
+from src.files import sync
 
 SHARD_BYTES = 2 << 30  # about what a shard holds
 CHUNK_BYTES = 64 << 20  # about what is handed to MindRecord at once
@@ -39,45 +42,47 @@ def pack(samples: Samples, root: Path, split: str, short_side: int = 0) -> int:
     Raises:
         UserError: a file cannot be read or written.
     """
-    from mindspore.mindrecord import FileWriter
+    from mindspore.mindrecord import MindRecordException
 
-    root.mkdir(parents=True, exist_ok=True)
-    for old in [index_path(root, split), *root.glob(f"{split}.mindrecord*")]:
-        old.unlink(missing_ok=True)
-    shards = np.zeros(len(samples), np.int32)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for old in [index_path(root, split), *root.glob(f"{split}.mindrecord*")]:
+            old.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass  # better now than after an hour
+    except OSError as error:
+        raise UserError(f"--out {root}: cannot be written ({error.strerror})") from error
+    shards, checksums = np.zeros(len(samples), np.int32), np.zeros(len(samples), np.uint32)
     offsets, sizes = np.zeros(len(samples), np.int64), np.zeros(len(samples), np.int64)
     first, number = 0, 0
     while first < len(samples):
+        if number == MOST_SHARDS:
+            raise UserError(f"--out {root}: the images take more than {MOST_SHARDS} shards; say --short_side")
         path = shard_path(root, split, number)
-        writer = FileWriter(str(path), shard_num=1)
-        writer.add_schema({"image": {"type": "bytes"}, "label": {"type": "int32"}, "index": {"type": "int64"}}, split)
-        writer.add_index(["index"])
-        last = _fill(writer, samples, first, short_side)
-        writer.commit()
+        try:
+            last = _write_shard(path, split, samples, first, short_side, checksums)
+        except (MindRecordException, RuntimeError, OSError) as error:
+            reason = getattr(error, "strerror", None) or printable(error)
+            raise UserError(f"--out {path}: cannot be written ({reason})") from error
         shards[first:last] = number
         offsets[first:last], sizes[first:last] = _places(path, last - first)
-        for file in (path, Path(f"{path}.db")):
-            file.chmod(0o644)
         first, number = last, number + 1
     _check(root, split, samples, shards, offsets, sizes, short_side)
-    np.savez(
-        index_path(root, split),
-        classes=np.array(samples.classes),
-        labels=samples.labels,
-        names=np.frombuffer(samples.names, np.uint8),
-        ends=samples.ends,
-        shards=shards,
-        offsets=offsets,
-        sizes=sizes,
-    )
+    write_index(root, split, samples, shards, offsets, sizes, checksums)
     return int(sizes.sum())
 
 
-def _fill(writer, samples: Samples, first: int, short_side: int) -> int:
-    """Write samples from `first` on until the shard is full; where the next one starts."""
+def _write_shard(path: Path, split: str, samples: Samples, first: int, short_side: int, checksums: np.ndarray) -> int:
+    """Write samples from `first` on until the shard is full, and note their checksums; where the next one starts."""
+    from mindspore.mindrecord import FileWriter
+
+    writer = FileWriter(str(path), shard_num=1)
+    writer.add_schema({"image": {"type": "bytes"}, "label": {"type": "int32"}, "index": {"type": "int64"}}, split)
+    writer.add_index(["index"])
     rows, waiting, written, index = [], 0, 0, first
     while index < len(samples) and written < SHARD_BYTES:
         image = shrink(_read(samples, index), short_side)
+        checksums[index] = zlib.crc32(image)
         rows.append({"image": image, "label": int(samples.labels[index]), "index": index - first})
         waiting, written, index = waiting + len(image), written + len(image), index + 1
         if waiting >= CHUNK_BYTES:
@@ -85,6 +90,10 @@ def _fill(writer, samples: Samples, first: int, short_side: int) -> int:
             rows, waiting = [], 0
     if rows:
         writer.write_raw_data(rows)
+    writer.commit()
+    for file in (path, Path(f"{path}.db")):
+        file.chmod(0o644)
+        sync(file)  # before the table, which says that they are whole
     return index
 
 
@@ -143,7 +152,7 @@ def main() -> None:
         ],
     )
     root, classes = Path(config.data_url), None
-    splits = [split for split in ("train", "val") if (root / split).is_dir()]
+    splits = [split for split in ("train", "val") if is_folder(root / split)]
     if not splits:
         raise UserError(f"data_url: {root}: has neither train/ nor val/")
     if rest.short_side < 0:

@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.errors import UserError
+from src.errors import UserError, printable
 from src.models import ARCHITECTURES, FLAVOURS, create_model
 
 
@@ -99,9 +99,9 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=224, help="side of the image, pixels, at least 32")
     parser.add_argument("--num_classes", type=int, default=1000, help="number of classes")
     arguments = parser.parse_args()
-    for name, least in (("image_size", 32), ("num_classes", 1)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    for name, least, most in (("image_size", 32, 4096), ("num_classes", 1, 1_000_000)):
+        if not least <= getattr(arguments, name) <= most:
+            raise UserError(f"--{name} {printable(getattr(arguments, name))}: must be from {least} to {most}")
     ms.set_context(mode=ms.PYNATIVE_MODE, device_target="CPU")
     network = create_model(arguments.arch, arguments.num_classes, flavour=arguments.flavour)
     stages = summarize(network, arguments.image_size)

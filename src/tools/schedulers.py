@@ -7,6 +7,9 @@ Linear warmup (Goyal et al., arXiv 1706.02677, section 2.2), then the chosen cur
 import numpy as np
 
 from src.args import Config
+from src.errors import UserError
+
+MOST_UPDATES = 100_000_000  # of a run; the curve takes 3 GB then
 
 
 def learning_rates(config: Config, updates_an_epoch: int) -> np.ndarray:
@@ -25,8 +28,15 @@ def learning_rates(config: Config, updates_an_epoch: int) -> np.ndarray:
     Args:
         config: reads the learning rate's keys, epochs, and the global batch.
         updates_an_epoch: optimizer updates in one epoch, at least 1.
+
+    Raises:
+        UserError: the run would have more than `MOST_UPDATES`.
     """
     total = config.epochs * updates_an_epoch
+    if total > MOST_UPDATES:
+        raise UserError(
+            f"epochs: {config.epochs} of {updates_an_epoch} updates are {total} in all, more than {MOST_UPDATES}"
+        )
     warmup = 0 if config.lr_scheduler == "multistep_lr" else config.warmup_length * updates_an_epoch
     update = np.arange(total, dtype=np.float64)
     epoch = update / updates_an_epoch
