@@ -140,13 +140,14 @@ def write_text(path: Union[str, Path], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_bytes(path: Union[str, Path], limit: int, place: str = "") -> bytes:
+def read_bytes(path: Union[str, Path], limit: int, place: str = "", hint: str = "") -> bytes:
     """A regular file's content.
 
     Args:
         path: a device or a pipe, which may never end, is refused.
         limit: the most bytes that such a file can have.
         place: what the message begins with, such as "rank table "; the path follows.
+        hint: what it ends with where the file cannot be read, such as "; export.py writes it".
 
     Raises:
         UserError: the file is missing, closed, no regular file, or larger than `limit`.
@@ -155,7 +156,8 @@ def read_bytes(path: Union[str, Path], limit: int, place: str = "") -> bytes:
         with open_regular(path) as file:
             content = file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL or a lone surrogate in the path
-        raise UserError(f"{place}{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{place}{path}: cannot be read ({reason}){hint}") from error
     if len(content) > limit:
         raise UserError(f"{place}{path}: is larger than {limit / 1e6:.0f} MB; such a file is small")
     return content
@@ -175,17 +177,17 @@ def open_regular(path: Union[str, Path]) -> BinaryIO:
     return file
 
 
-def read_text(path: Union[str, Path], limit: int, place: str = "") -> str:
+def read_text(path: Union[str, Path], limit: int, place: str = "", hint: str = "") -> str:
     """A small file's text, as `read_bytes`; it must be UTF-8."""
     try:
-        return read_bytes(path, limit, place).decode("utf-8")
+        return read_bytes(path, limit, place, hint).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{place}{path}: is not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def read_json(path: Union[str, Path], limit: int, place: str = "") -> Any:
+def read_json(path: Union[str, Path], limit: int, place: str = "", hint: str = "") -> Any:
     """A small file's JSON, as `read_text`; numbers have at most 100 digits, and no NaN or infinity is among them."""
-    text = read_text(path, limit, place)
+    text = read_text(path, limit, place, hint)
     try:
         return json.loads(text, parse_int=_integer, parse_constant=_constant)
     except json.JSONDecodeError as error:

@@ -129,6 +129,19 @@ WRONG = {
         "server_list[1].device[1].device_ip is '192.168.0.300'",
     ),
     "address missing": (changed("server_list", 0, "device", 0, "device_ip", None), "device_ip is None"),
+    "host_ip a number": (changed("server_list", 0, "host_ip", 7), "server_list[0].host_ip is 7; must be an IP"),
+    "host_ip an object": (changed("server_list", 0, "host_ip", {}), "server_list[0].host_ip is {}; must be an IP"),
+    "host_ip none": (changed("server_list", 0, "host_ip", "300.1.1.1"), "host_ip is '300.1.1.1'; must be an IP"),
+    "a line in a name": (changed("server_list", 0, "server_id", "a\nb"), "server_id is 'a\\nb'; must be"),
+    "a line in an address": (changed("server_list", 0, "device", 0, "device_ip", "fe80::1%a\nb"), "%a\\nb'; must be"),
+    "long card": (changed("server_list", 0, "device", 0, "device_id", "9" * 30), "must be a number from 0 to 99999"),
+    "other digits": (changed("server_list", 0, "device", 0, "device_id", "\u0663"), "must be a number from 0"),
+    "true": (changed("server_list", 0, "device", 0, "device_id", True), "device_id is True; must be a number"),
+    "one point": (changed("server_list", 0, "device", 0, "device_id", 1.0), "device_id is 1.0; must be a number"),
+    "5000 digits": ('{"server_count": ' + "9" * 5000 + "}", "a number of 5000 digits"),
+    "nested": ("[" * 100_000, "nested too deeply"),
+    "nested name": (changed("server_list", 0, "server_id", [[[[]]]]), "server_id is [[[[]]]]; must be"),
+    "long": (changed("status", "x" * 100_000), "status is 'xxx"),
     "card no object": (changed("server_list", 0, "device", 0, 7), "device[0]: must be an object"),
 }
 
@@ -140,7 +153,8 @@ def test_a_wrong_table_is_refused_by_an_error_that_names_the_entry(tmp_path, nam
         read_rank_table(written(tmp_path, content))
     assert message in str(raised.value)
     assert str(tmp_path) in str(raised.value)
-    assert "\n" not in str(raised.value)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < len(str(tmp_path)) + 300
 
 
 def test_a_missing_table_is_one_line(tmp_path):

@@ -94,7 +94,7 @@ def _parse(table: Any) -> RankTable:
     entries = _list(table, "server_list", "the table")
     status = table.get("status", "completed")
     if status != "completed":
-        raise UserError(f"status is {status!r}; a table that can be used says 'completed'")
+        raise UserError(f"status is {_shown(status)}; a table that can be used says 'completed'")
     if "server_count" in table and _number(table, "server_count", "the table") != len(entries):
         raise UserError(f"server_count is {table['server_count']}, but server_list has {len(entries)} entries")
     servers = tuple(_server(entry, f"server_list[{index}]", len(entries)) for index, entry in enumerate(entries))
@@ -107,8 +107,13 @@ def _parse(table: Any) -> RankTable:
 def _server(entry: Any, where: str, servers: int) -> Server:
     devices = _list(entry, "device", where)
     server_id = entry.get("server_id")
-    if not isinstance(server_id, str) or not server_id:
-        raise UserError(f"{where}: server_id is {printable(server_id)!r}; must be the server's address or name")
+    if not isinstance(server_id, str) or not re.fullmatch(r"[\w.:%-]{1,253}", server_id):
+        raise UserError(f"{where}: server_id is {_shown(server_id)}; must be the server's address or name")
+    host_ip = entry.get("host_ip")
+    if host_ip == "":
+        host_ip = None
+    if host_ip is not None:
+        _check_address(host_ip, f"{where}.host_ip")
     cards = []
     for index, device in enumerate(devices):
         place = f"{where}.device[{index}]"
@@ -120,9 +125,6 @@ def _server(entry: Any, where: str, servers: int) -> Server:
         other = _other(device, "rank_id", "device_id", "device_ip")
         cards.append(Card(_number(device, "rank_id", place), _number(device, "device_id", place), device_ip, other))
     _unique(((card.device_id, f"device {card.device_id}") for card in cards), f"{where}: device_id")
-    host_ip = entry.get("host_ip")
-    if host_ip is not None:
-        _check_address(host_ip, f"{where}.host_ip")
     other = _other(entry, "server_id", "host_ip", "device")
     return Server(server_id, tuple(sorted(cards, key=lambda card: card.rank)), host_ip, other)
 
@@ -154,18 +156,24 @@ def _other(holder: dict[str, Any], *known: str) -> dict[str, Any]:
 
 def _number(holder: dict, name: str, where: str) -> int:
     value = holder.get(name)
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or not re.fullmatch(r"[0-9]{1,6}", str(value)):
-        raise UserError(f"{where}: {name} is {printable(value)!r}; must be a number from 0")
+    text = str(value) if type(value) in (str, int) else ""
+    if not re.fullmatch(r"[0-9]{1,5}", text):
+        raise UserError(f"{where}: {name} is {_shown(value)}; must be a number from 0 to 99999")
     return int(value)
 
 
 def _check_address(value: Any, where: str) -> None:
     try:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not re.fullmatch(r"[0-9A-Fa-f.:]{1,45}(%[\w.-]{1,16})?", value):
             raise ValueError
         ipaddress.ip_address(value)
     except ValueError:
-        raise UserError(f"{where} is {value!r}; must be an IP address, as /etc/hccn.conf has it") from None
+        raise UserError(f"{where} is {_shown(value)}; must be an IP address, as /etc/hccn.conf has it") from None
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, texts in quotes."""
+    return f"'{printable(value, 80)}'" if isinstance(value, str) else printable(value, 80)
 
 
 def _unique(pairs: Any, name: str) -> None:
