@@ -323,7 +323,9 @@ def parse_args(
     Raises:
         UserError: the file or a flag is wrong; the message names the key and what would be right.
     """
-    parser = _Parser(description=description, allow_abbrev=False)
+    parser = _Parser(
+        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--ddr_config", metavar="YAML", help="configuration; flags override it")
     for entry in keys():
         parser.add_argument(
@@ -358,6 +360,17 @@ def parse_args(
     config = Config(**{**values, **flags})
     _check_together(config, purpose)
     return config, rest
+
+
+def switch(help: str) -> dict[str, Any]:
+    """The keywords of a flag that is off, on where it stands alone, or what True or False after it says."""
+    return {"nargs": "?", "const": True, "default": False, "type": _boolean, "metavar": "True|False", "help": help}
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
+    return text.lower() == "true"
 
 
 _TEXTS = frozenset(name for name, field in Config.model_fields.items() if isinstance(field.default, str))

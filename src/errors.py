@@ -17,7 +17,7 @@ MESSAGE_LIMIT = 2000  # characters of a message: files hold names and values of 
 
 
 def printable(value: Any, limit: int = 200) -> str:
-    """A value's text for a message: one line, no control character, at most `limit` characters before escaping.
+    """A value's text for a message: one line, no control character, at most `limit` characters.
 
     What could move the cursor, forge a second line or stop a strict UTF-8 stream is written as its escape: a newline
     as `\\n`, a byte that is no UTF-8 as `\\udc80`. Of a longer text the middle is left out: it still ends as it did.
@@ -26,12 +26,17 @@ def printable(value: Any, limit: int = 200) -> str:
         text = value if isinstance(value, str) else str(value)
     except (ValueError, RecursionError):  # a number of more digits than Python prints, or a list in itself
         text = f"<{type(value).__name__}>"
-    if len(text) > limit:
-        tail = limit // 3
-        text = f"{text[: max(0, limit - tail - 5)]} ... {text[len(text) - tail :]}"
+    text = _cut(text, limit)
     if text.isprintable():
         return text
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return _cut("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: max(0, limit - tail - 5)]} ... {text[len(text) - tail :]}"
 
 
 class UserError(ValueError):
