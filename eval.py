@@ -17,6 +17,7 @@ from src.data.data_utils.modelarts import stage
 from src.distributed.join import join
 from src.errors import run
 from src.evaluation.evaluate import evaluate
+from src.heartbeat import beat
 
 log = logging.getLogger("eval")
 
@@ -38,7 +39,12 @@ def main(argv: Optional[list[str]] = None) -> None:
     if val.classes_from == "val":
         log.info("classes: from val/, as there is no train/")
     with tqdm(total=val.size, unit="img", disable=None if ranks.world == 1 else True) as bar:
-        totals = evaluate(network, val.epoch(), report=bar.update)
+
+        def evaluated(images: int) -> None:
+            beat()
+            bar.update(images)
+
+        totals = evaluate(network, val.epoch(), report=evaluated)
     means = ranks.sum_totals(totals).means()
     log.info("Loss: %.5f", means["loss"])
     log.info("Top1 acc: %.5f", means["top1"])

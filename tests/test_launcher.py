@@ -72,7 +72,7 @@ def job(tmp_path):
 def rank_of(process: subprocess.Popen, rank: int) -> int:
     """The process of one rank."""
     found = [(pid, environment(pid)) for pid in children(process.pid)]
-    [pid] = [pid for pid, values in found if values.get("RANK_ID") == str(rank) and values.get("MS_ROLE") != "MS_SCHED"]
+    [pid] = [pid for pid, values in found if values.get("RANK_ID") == str(rank) and values["MS_ROLE"] == "MS_WORKER"]
     return pid
 
 

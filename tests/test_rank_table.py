@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 
 import pytest
@@ -95,6 +96,91 @@ def test_a_card_without_an_address_is_named(tmp_path):
     assert (run.returncode, "none.conf: cannot be read" in run.stdout) == (2, True), run.stdout
 
 
+def with_tool(folder, script: str) -> dict[str, str]:
+    """The environment with a stand-in for the driver's hccn_tool."""
+    tool = folder / "bin/hccn_tool"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    return {"PATH": f"{tool.parent}:{os.environ['PATH']}"}
+
+
+def test_addresses_that_hccn_conf_lacks_are_asked_of_hccn_tool(tmp_path):
+    script = """[ "$1 $3 $4" = "-i -ip -g" ] && printf 'ipaddr:10.20.0.%s\\nnetmask:255.255.255.0\\n' "$2\""""
+    tool = with_tool(tmp_path, script)
+    make = [sys.executable, SCRIPT, "--device_num", "[4,8)", "--server_id", "10.0.0.1", "--conf"]
+    for name, own in ((tmp_path / "none.conf", 0), (conf(tmp_path, cards=6), 2)):
+        run = finished([*make, name], tmp_path, **tool)
+        assert run.returncode == 0, run.stdout
+        [server] = read_rank_table(str(tmp_path / "rank_table_4pcs.json")).servers
+        expected = [f"192.168.100.{100 + card}" if card < 4 + own else f"10.20.0.{card}" for card in range(4, 8)]
+        assert [card.device_ip for card in server.cards] == expected
+
+
+@pytest.mark.parametrize("script", ["exit 3", "echo ipaddr:10.0.0.1; exit 1", "echo nothing", "echo ipaddr:x"])
+def test_a_tool_that_knows_no_address_is_an_error_that_says_so(tmp_path, script):
+    command = [sys.executable, SCRIPT, "--device_num", "[0,2)", "--conf", "none", "--server_id", "10.0.0.1"]
+    run = finished(command, tmp_path, **with_tool(tmp_path, script))
+    assert (run.returncode, run.stdout.count("\n"), "hccn_tool" in run.stdout) == (2, 1, True), run.stdout
+
+
+@pytest.mark.parametrize(
+    ("cards", "told"),
+    [
+        ("[3,6)", "lie in both groups of four"),
+        ("[0,3)", "3 cards; HCCL there takes 1, 2, 4 or 8"),
+        ("[4,8)", ""),
+        ("[0,8)", ""),
+    ],
+)
+def test_a_range_of_cards_that_a_910_server_forbids_is_told(tmp_path, cards, told):
+    run = finished(
+        [sys.executable, SCRIPT, "--device_num", cards, "--conf", conf(tmp_path), "--server_id", "10.0.0.1"], tmp_path
+    )
+    assert run.returncode == 0
+    assert ("warning: server 10.0.0.1" in run.stdout, told in run.stdout) == (bool(told), True), run.stdout
+
+
+def test_fields_that_are_not_known_stay_when_tables_are_merged(tmp_path):
+    """As in tables of version 1.2, with super pods."""
+    for number in range(2):
+        content = table(f"10.0.{number}.1")
+        content["version"] = "1.2"
+        content["server_list"][0]["pod_ip"] = f"10.1.0.{number}"
+        content["server_list"][0]["host_nic_ip"] = f"10.2.0.{number}"
+        for card, device in enumerate(content["server_list"][0]["device"]):
+            device["device_ip"] = f"192.168.{number}.{card + 1}"
+            device["super_device_id"] = str(100 * number + card)
+        content["super_pod_list"] = [{"super_pod_id": "0", "server_list": [{"server_id": f"10.0.{number}.1"}]}]
+        content["super_pod_list"] += [{"super_pod_id": str(7 + number), "server_list": []}]
+        content["cluster_list"] = [number]
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
+    run = finished([sys.executable, SCRIPT, "--merge", "0.json", "1.json", "--out", "both.json"], tmp_path)
+    assert run.returncode == 0, run.stdout
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert both["version"] == "1.2"
+    assert [server["pod_ip"] for server in both["server_list"]] == ["10.1.0.0", "10.1.0.1"]
+    assert [server["host_nic_ip"] for server in both["server_list"]] == ["10.2.0.0", "10.2.0.1"]
+    devices = [device for server in both["server_list"] for device in server["device"]]
+    assert [device["super_device_id"] for device in devices] == ["0", "1", "100", "101"]
+    assert [device["rank_id"] for device in devices] == ["0", "1", "2", "3"]
+    assert both["super_pod_list"] == [
+        {"super_pod_id": "0", "server_list": [{"server_id": "10.0.0.1"}, {"server_id": "10.0.1.1"}]},
+        {"super_pod_id": "7", "server_list": []},
+        {"super_pod_id": "8", "server_list": []},
+    ]
+    assert both["cluster_list"] == [0, 1]
+
+
+def test_tables_that_differ_where_they_must_be_alike_are_not_merged(tmp_path):
+    for number, version in enumerate(("1.0", "1.2")):
+        content = {**table(f"10.0.{number}.1"), "version": version}
+        content["server_list"][0]["device"] = [{"device_id": "0", "device_ip": f"10.3.0.{number}", "rank_id": "0"}]
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
+    run = finished([sys.executable, SCRIPT, "--merge", "0.json", "1.json"], tmp_path)
+    assert (run.returncode, "--merge: the tables differ in version" in run.stdout) == (2, True), run.stdout
+
+
 def changed(*path_and_value) -> dict:
     """A right table of two servers with one value changed."""
     *path, last, value = path_and_value
@@ -142,6 +228,7 @@ WRONG = {
     "nested": ("[" * 100_000, "nested too deeply"),
     "nested name": (changed("server_list", 0, "server_id", [[[[]]]]), "server_id is [[[[]]]]; must be"),
     "long": (changed("status", "x" * 100_000), "status is 'xxx"),
+    "not a number": ('{"server_list": NaN}', "NaN is no number"),
     "card no object": (changed("server_list", 0, "device", 0, 7), "device[0]: must be an object"),
 }
 

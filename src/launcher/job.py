@@ -140,7 +140,7 @@ def plan(options: argparse.Namespace) -> Job:
         node = environment_number("NODE_RANK", 0, 0, MOST_SERVERS)
         if not 1 <= options.workers <= MOST_RANKS:
             raise UserError(
-                f"WORKERS: is {str(options.workers)[:20]}; must be 1 to {MOST_RANKS}, the ranks of a server"
+                f"WORKERS: is {str(options.workers)[:40]}; must be 1 to {MOST_RANKS}, the ranks of a server"
             )
         if node >= nodes:
             raise UserError(f"NODE_RANK: is {node}, but SERVER_NUM is {nodes}; servers count from 0 to {nodes - 1}")

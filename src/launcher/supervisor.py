@@ -178,7 +178,7 @@ class Attempt:
         for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, float("inf"))):
             left = [child for child in self.children if not child.look()]
             for child in left:
-                child.signal(number)
+                child.signal(signal.SIGKILL if child.is_stopped() else number)
             deadline = time.monotonic() + seconds
             while left and time.monotonic() < deadline:
                 self.follower.copy()
