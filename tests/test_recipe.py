@@ -282,6 +282,13 @@ def test_the_crops_area_ratio_and_flip():
     assert within((area < 0.31).sum(), draws, 0.23 / fit)
 
 
+def test_a_crop_is_tried_ten_times_before_the_centre_is_taken():
+    """No square of the whole area fits: two numbers are drawn for each try."""
+    rng, numbers = np.random.default_rng(5), np.random.default_rng(5).random(21)
+    assert random_crop_box(10, 20, (1.0, 1.0), (1.0, 1.0), rng) == (0, 5, 10, 15)
+    assert rng.random() == numbers[20]
+
+
 def test_erasing_covers_two_to_33_percent_in_ratios_of_3_to_10_either_way():
     """The area is uniform from 0.02 to 1/3, the ratio uniform in its logarithm from 0.3 to 1/0.3."""
     draws, areas, ratios = 6000, [], []
@@ -367,6 +374,7 @@ def test_a_crop_of_a_scaled_jpeg_sees_the_rows_below_it_as_far_as_the_filter_rea
     whole = Image.open(encoded)
     whole.draft("RGB", (1000, 950))
     assert scaled == tuple(edge / 2 for edge in box)
+    assert image.height == min(950, math.ceil(scaled[3]) + 16)
     np.testing.assert_array_equal(
         np.asarray(image.resize((224, 224), resample, scaled)), np.asarray(whole.resize((224, 224), resample, scaled))
     )
