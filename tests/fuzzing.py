@@ -4,13 +4,14 @@
 for. Formats with checksums are also damaged beneath them: what a zip archive holds is changed and packed again.
 """
 
+import hashlib
 import io
 import json
 import time
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
@@ -66,11 +67,12 @@ def mutated(content: bytes, mutations: Sequence[Mutation], other: bytes = b"") -
 
 @dataclass(frozen=True)
 class Target:
-    """A reader: the name of its file, right files, and the call that reads one."""
+    """A reader: the name of its file, right files, the call that reads one, and the seal that a file has outside."""
 
     file: str
-    seeds: list[bytes]
-    read: Callable[[str], object]
+    seeds: list[bytes] = field(repr=False)
+    read: Callable[[str], object] = field(repr=False)
+    seal: Callable[[bytes], bytes] = field(default=bytes, repr=False)
 
     def damaged(self, mutations: Sequence[Mutation], seed: int) -> bytes:
         """A file made of a right one; beneath the checksums where the seed says so."""
@@ -88,7 +90,7 @@ class Target:
             Exception: whatever else the reader raises: a fault.
         """
         path = folder / self.file
-        path.write_bytes(content)
+        path.write_bytes(self.seal(content))
         start, message = time.thread_time(), ""
         try:
             self.read(str(path))
@@ -195,6 +197,60 @@ def targets(folder: Path) -> dict[str, Target]:
         "listing cache": Target(str(listing), [listing.read_bytes()], read_listing),
         "packed table": Target(str(packed / "val.index.npz"), [index, plain.getvalue()], read_packed),
         **weight_targets(folder),
+        **other_targets(folder),
+    }  # fmt: skip
+
+
+def other_targets(folder: Path) -> dict[str, Target]:
+    """The readers of what the programs leave each other, and of images."""
+    from PIL import Image
+
+    from postprocess import read_labels
+    from src.data.decode import decode
+    from src.data.image_files import UndecodableImage
+    from src.serving.description import read_description, sha256
+    from src.trainers.checkpoint import MAGIC, read_saved
+
+    (folder / "net.onnx").write_bytes(b"a network")
+    description = {
+        "num_classes": 2, "classes": ["a", "b"], "file": "net.onnx", "sha256": sha256(folder / "net.onnx"),
+    }  # fmt: skip
+    labels = {"a/1.jpg": 0, "b/2.png": 1}
+
+    weights = b"weights"
+    (folder / "run.ckpt").write_bytes(weights)
+    facts = {
+        "next_epoch": 2, "next_done": 0, "seconds": 0.0, "best": 0.5, "config": {"epochs": 3}, "images_an_update": 4,
+        "kernels": "", "weights_sha256": hashlib.sha256(weights).hexdigest(), "serial": 3,
+    }  # fmt: skip
+    state = io.BytesIO()
+    np.savez(state, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), moment=np.zeros(4, np.float32))
+
+    pixels = np.add.outer(np.arange(24), np.arange(32))[..., None] * np.array([1, 2, 3]) % 256
+    image, images = Image.fromarray(pixels.astype(np.uint8)), []
+    for form in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+        for mode in ("RGB", "L"):
+            file = io.BytesIO()
+            image.convert(mode).save(file, form)
+            images.append(file.getvalue())
+
+    def read_image(path: str) -> None:
+        try:
+            assert decode(Path(path).read_bytes()).mode == "RGB"
+        except UndecodableImage as error:
+            raise UserError(str(error)) from error
+
+    return {
+        "description": Target(
+            str(folder / "net.json"), [json.dumps(description).encode()],
+            lambda _: read_description(folder / "net.onnx"),
+        ),
+        "labels": Target("labels.json", [json.dumps(labels).encode()], lambda path: read_labels(path, 2)),
+        "run state": Target(
+            str(folder / "run.state"), [state.getvalue()], lambda _: read_saved(folder / "run.ckpt"),
+            lambda body: MAGIC + hashlib.sha256(body).digest() + body,
+        ),
+        "image": Target("image", images, read_image),
     }  # fmt: skip
 
 

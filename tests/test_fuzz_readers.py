@@ -16,7 +16,7 @@ from tests.fuzzing import KINDS, targets
 
 NAMES = (
     "YAML", "flags", "auto_augment", "JSON", "text", "rank table", "hccn.conf", "listing cache", "packed table", "ckpt",
-    "safetensors", "PyTorch",
+    "safetensors", "PyTorch", "description", "labels", "run state", "image",
 )  # fmt: skip
 MUTATIONS = st.lists(
     st.tuples(st.sampled_from(KINDS), st.floats(0, 1), st.integers(0, (1 << 62) - 1)), min_size=1, max_size=6
