@@ -394,6 +394,8 @@ def _check(values: dict[str, Any], place: str) -> None:
         first = error.errors(include_url=False, include_context=False)[0]
         name = str(first["loc"][0])
         reason = first["msg"].replace("Value error, ", "").replace("Input should be", "must be")
+        if first["type"] in ("missing", "too_long", "tuple_type"):
+            reason = "must be two numbers"
         raise UserError(f"{place}{name}: {printable(reason, 300)}, not {printable(repr(values[name]))}") from error
 
 
@@ -412,10 +414,34 @@ def _check_together(config: Config, purpose: Purpose) -> None:
             f"crop_pct: {config.crop_pct} of a side is to be {config.image_size} pixels (image_size), but images are "
             "resized to 8192 at most"
         )
-    if config.run_modelarts and purpose == "train":
-        for name in ("data_url", "train_url"):
-            if "://" not in getattr(config, name):
-                raise UserError(f"{name}: must be an address such as obs://bucket/folder, where run_modelarts is True")
+    if purpose == "train":
+        check_pairs(config)
+        check_addresses(config)
+
+
+def check_pairs(config: Config) -> None:
+    """Mixing needs pairs of images.
+
+    Raises:
+        UserError: the batch is odd.
+    """
+    if config.mixes and config.batch_size % 2:
+        raise UserError(
+            f"batch_size: is {config.batch_size}, but mixing pairs images and needs an even one; "
+            "or set mix_up and cutmix to 0"
+        )
+
+
+def check_addresses(config: Config) -> None:
+    """On ModelArts data and outputs lie in an object store.
+
+    Raises:
+        UserError: data_url or train_url is no address there.
+    """
+    for name in ("data_url", "train_url") if config.run_modelarts else ():
+        if "://" not in getattr(config, name):
+            shown = printable(repr(getattr(config, name)))
+            raise UserError(f"{name}: is {shown}; with run_modelarts it must be an address such as obs://...")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -163,7 +163,9 @@ def test_lists_are_read_from_flags_in_both_ways():
         ("auto_augment: rand-m9-zap3", "zap3"),
         ("scale: [0.5, 0.1]", "scale: the first number must not exceed the second"),
         ("scale: [0.5, 2.0]", "scale: must be less than or equal to 1, not (0.5, 2.0)"),
-        ("beta: [0.9]", "beta: "),
+        ("beta: [0.9]", "beta: must be two numbers, not (0.9,)"),
+        ("beta: [0.9, 0.9, 0.9]", "beta: must be two numbers, not (0.9, 0.9, 0.9)"),
+        ("beta: 0.9", "beta: must be two numbers, not 0.9"),
         ("epochs: 3\nepochs: 4", "epochs stands there twice"),
         ("epochs: [", "line 1: not valid YAML"),
         ("- epochs", "must be lines of 'key: value'"),
@@ -274,9 +276,14 @@ def test_a_tilde_is_the_home_folder_in_files_and_flags(tmp_path, monkeypatch):
     ("purpose", "flags", "said"),
     [
         ("train", ["--start_epoch", "5", "--epochs", "5"], "start_epoch: must be below epochs, 5, not 5"),
+        ("train", ["--batch_size", "5"], "batch_size: is 5, but mixing pairs images"),
         ("export", ["--file_format", "AIR", "--device_target", "CPU"], "file_format: AIR needs --device_target Ascend"),
         ("", ["--crop_pct", "0.1", "--image_size", "4096"], "crop_pct: 0.1 of a side is to be 4096 pixels"),
-        ("train", ["--run_modelarts", "True"], "data_url: must be an address such as obs://"),
+        (
+            "train",
+            ["--run_modelarts", "True"],
+            "data_url: is './data/imagenet'; with run_modelarts it must be an address such as obs://",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other_are_an_error_at_once_where_it_matters(tmp_path, purpose, flags, said):
@@ -303,7 +310,7 @@ def test_a_file_and_flags_that_fit_only_together_are_taken(tmp_path):
         (["--device_id", "-1"], "flag --device_id: must be greater than or equal to 0"),
         (["--epochs"], "--epochs: expected one argument"),
         (["--ddr_config", "nowhere.yaml"], "nowhere.yaml: cannot be read (No such file or directory)"),
-        (["--beta", "0.1", "0.2", "0.3"], "flag --beta: "),
+        (["--beta", "0.1", "0.2", "0.3"], "flag --beta: must be two numbers, not (0.1, 0.2, 0.3)"),
         (["--seed", "2020-13-45"], "flag --seed: must be a valid integer, not '2020-13-45'"),
         (["--epochs", "[" * 3000], "nested too deeply"),
         (["--epochs", "!!int foo"], "flag --epochs: !!int foo: cannot be read as a value"),

@@ -211,7 +211,10 @@ def test_training_reads_from_the_store_writes_to_it_and_resumes_from_it(store):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data_url", "obs://bucket/digits"], "run_modelarts: needs the package moxing"),
+        (
+            ["--data_url", "obs://bucket/digits", "--train_url", "obs://bucket/out"],
+            "run_modelarts: needs the package moxing",
+        ),
         (["--data_url", "data"], "data_url: is 'data'; with run_modelarts it must be an address"),
         (["--data_url", "obs://bucket/digits", "--train_url", "here"], "train_url: is 'here'"),
     ],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 
 import numpy as np
 
+from src.args import check_pairs
 from src.data.augment.mixup import Mix, Mixup, partners
 from src.data.augment.transforms import UndecodableImage, create_transform
 from src.data.listing import Samples, is_folder, list_classes, list_folder
@@ -134,11 +135,7 @@ class TrainBatches(Batches):
         self.uniform_columns = uniform_columns
         self.bad, self.bad_paths = 0, []
         self.update = update = config.batch_size * world * config.accumulation_step
-        if config.mixes and config.batch_size % 2:
-            raise UserError(
-                f"batch_size: is {config.batch_size}, but mixing pairs images and needs an even one; "
-                "or set mix_up and cutmix to 0"
-            )
+        check_pairs(config)
         if len(samples) < update:
             raise UserError(
                 f"batch_size: {samples.folder} has {len(samples)} images, fewer than one update's {update} "

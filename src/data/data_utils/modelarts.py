@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Optional
 
-from src.args import Config
+from src.args import Config, check_addresses
 from src.errors import TrainingStopped, UserError
 
 _log = logging.getLogger(__name__)
@@ -99,18 +99,13 @@ def stage(config: Config, writes: bool) -> tuple[Config, Outbox]:
     if not config.run_modelarts:
         return config, Outbox()
     import_moxing()
-    if not is_address(config.data_url):
-        raise UserError(f"data_url: is {config.data_url!r}; with run_modelarts it must be an address such as obs://...")
+    check_addresses(config)
     cache = cache_folder()
     local = {"data_url": str(fetch("data_url", config.data_url, cache))}
     if is_address(config.pretrained):
         local["pretrained"] = str(fetch("pretrained", config.pretrained, cache, is_folder=False))
     if not writes:
         return config.model_copy(update=local), Outbox()
-    if not is_address(config.train_url):
-        raise UserError(
-            f"train_url: is {config.train_url!r}; with run_modelarts it must be an address such as obs://..."
-        )
     outputs = cache / f"outputs-{_short(config.train_url)}"
     outputs.mkdir(parents=True, exist_ok=True)
     local["train_url"] = str(outputs)
