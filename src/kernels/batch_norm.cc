@@ -24,8 +24,8 @@ struct Rows {
   int64_t count(int64_t c) const { return std::min(chunk, rows - c * chunk); }
 };
 
-// What is added to the normalized x: nothing; a shortcut; or a shortcut where drop path multiplies, image by image, what
-// is normalized or the shortcut by a scale (Huang et al., arXiv 1603.09382).
+// What is added to the normalized x: nothing; a shortcut; or a shortcut where drop path multiplies, image by image,
+// what is normalized or the shortcut by a scale (Huang et al., arXiv 1603.09382).
 enum class Added { kNothing, kShortcut, kDropBranch, kDropShortcut };
 constexpr bool Adds(Added added) { return added != Added::kNothing; }
 constexpr bool Drops(Added added) { return added == Added::kDropBranch || added == Added::kDropShortcut; }
@@ -88,7 +88,7 @@ void Normalize(const Tensors& t) {
   Parallel(r.chunks, [&](int64_t c) {
     const int64_t first = r.first(c) * channels, last = first + r.count(c) * channels;
     for (int64_t row = first; row < last; row += channels) {
-      const float *__restrict__ from = x + row, *__restrict__ beside = shortcut + (Adds(added) ? row : 0);
+      const float* __restrict__ from = x + row, * __restrict__ beside = shortcut + (Adds(added) ? row : 0);
       float* __restrict__ to = y + row;
       const float kept = Drops(added) ? scales[row / image] : 1.0f;
       for (int64_t i = 0; i < channels; ++i) {
@@ -118,11 +118,11 @@ void NormalizeGradient(const Tensors& t) {
   float* products = Scratch(kSecond, r.chunks * channels);
   Parallel(r.chunks, [&](int64_t c) {
     const int64_t first = r.first(c) * channels, last = first + r.count(c) * channels;
-    float *__restrict__ s = sums + c * channels, *__restrict__ p = products + c * channels;
+    float* __restrict__ s = sums + c * channels, * __restrict__ p = products + c * channels;
     std::fill_n(s, channels, 0.0f);
     std::fill_n(p, channels, 0.0f);
     for (int64_t row = first; row < last; row += channels) {
-      const float *__restrict__ from = x + row, *__restrict__ behind = y + (relu ? row : 0);
+      const float* __restrict__ from = x + row, * __restrict__ behind = y + (relu ? row : 0);
       const float* __restrict__ gradient = dy + row;
       const float kept = added == Added::kDropBranch ? scales[row / image] : 1.0f;
       for (int64_t i = 0; i < channels; ++i) {
@@ -146,9 +146,9 @@ void NormalizeGradient(const Tensors& t) {
   Parallel(r.chunks, [&](int64_t c) {
     const int64_t first = r.first(c) * channels, last = first + r.count(c) * channels;
     for (int64_t row = first; row < last; row += channels) {
-      const float *__restrict__ from = x + row, *__restrict__ behind = y + (relu ? row : 0);
+      const float* __restrict__ from = x + row, * __restrict__ behind = y + (relu ? row : 0);
       const float* __restrict__ gradient = dy + row;
-      float *__restrict__ to = dx + row, *__restrict__ aside = dshortcut + (kAside ? row : 0);
+      float* __restrict__ to = dx + row, * __restrict__ aside = dshortcut + (kAside ? row : 0);
       const float kept = Drops(added) ? scales[row / image] : 1.0f;
       for (int64_t i = 0; i < channels; ++i) {
         const float all = gradient[i], grad = !relu || behind[i] > 0 ? all : 0;
@@ -163,9 +163,9 @@ void NormalizeGradient(const Tensors& t) {
 }  // namespace
 }  // namespace ddrnet
 
-#define DDRNET_BATCH_NORM(suffix, added)                                                              \
-  DDRNET_OPERATOR(batch_norm##suffix, (ddrnet::Normalize<false, ddrnet::Added::added>))               \
-  DDRNET_OPERATOR(batch_norm##suffix##_relu, (ddrnet::Normalize<true, ddrnet::Added::added>))         \
+#define DDRNET_BATCH_NORM(suffix, added)                                                                 \
+  DDRNET_OPERATOR(batch_norm##suffix, (ddrnet::Normalize<false, ddrnet::Added::added>))                  \
+  DDRNET_OPERATOR(batch_norm##suffix##_relu, (ddrnet::Normalize<true, ddrnet::Added::added>))            \
   DDRNET_OPERATOR(batch_norm_gradient##suffix, (ddrnet::NormalizeGradient<false, ddrnet::Added::added>)) \
   DDRNET_OPERATOR(batch_norm_gradient##suffix##_relu, (ddrnet::NormalizeGradient<true, ddrnet::Added::added>))
 

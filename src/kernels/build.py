@@ -1,20 +1,30 @@
-"""Compiles the kernels for the processor at hand, once, with the C++ compiler that is there."""
+"""Compiles the kernels for the processor at hand, once, with the C++ compiler that is there.
 
+What is loaded runs as this user, so it is loaded only from a file and a folder that nobody else can have written, and
+only with the SHA-256 at its end that was put there when it had been compiled: a file that was cut off would end the
+process by a signal.
+"""
+
+import contextlib
 import ctypes
 import functools
 import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
+import signal
+import stat
 import subprocess
+import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-from src.errors import UserError
-from src.files import atomic_write
+from src.errors import UserError, printable
+from src.files import atomic_write, open_regular
 
 _log = logging.getLogger(__name__)
 FOLDER = Path(__file__).resolve().parent
@@ -28,6 +38,10 @@ FLAGS = (
     "-fPIC",
     "-pthread",
 )
+LIMIT = 600  # seconds that compiling may take
+ASKING_LIMIT = 20  # seconds that a compiler may take to tell its version, and a process to load what it made
+LARGEST = 100_000_000  # bytes of a library
+SEAL = b"\nsha256:"  # before the digest, behind the library's own bytes
 
 
 @functools.cache
@@ -35,30 +49,45 @@ def library() -> Optional[Path]:
     """The compiled kernels, loaded: made at the first call on this machine, kept in build/ beside this file.
 
     An installation that this user may not write to has them in ~/.cache/ddrnet-kernels. None, with a line in the log,
-    where there is no compiler, or it fails.
+    where there is no compiler, or it fails, or both folders are closed or others may write to them.
     """
     if platform.system() != "Linux":
         return _without(f"there are none for {platform.system()}")
-    name = f"kernels-{_digest()}.so"
-    paths = (FOLDER / "build" / name, Path(os.environ.get("HOME", "/"), ".cache/ddrnet-kernels", name))
-    for path in paths:
-        if _loads(path):
-            return path
     compiler = next((found for found in map(shutil.which, COMPILERS) if found), None)
+    pattern = f"kernels-{_digest()}-*.so"
+    folders = [FOLDER / "build"]
+    home = os.environ.get("HOME", "")
+    if Path(home).is_absolute() and _is_ours(Path(home), say=False):
+        folders.append(Path(home, ".cache/ddrnet-kernels"))
+    version = _version(compiler) if compiler else ""
+    name = pattern.replace("*", hashlib.sha256(version.encode()).hexdigest()[:8])
+    for folder in folders:
+        try:
+            there = [folder / name] if compiler else sorted(folder.glob(pattern))
+        except OSError:  # a folder that may not be looked into
+            continue
+        loaded = next((path for path in there if os.path.lexists(path) and _is_ours(folder) and _loads(path)), None)
+        if loaded:
+            return loaded
     if compiler is None:
         return _without(f"no C++ compiler ({', '.join(COMPILERS)}) found")
+    open_folders = [folder for folder in folders if _is_open(folder)]
+    if not open_folders:
+        return _without(
+            f"no folder for them: {' and '.join(map(str, folders))} cannot be written or are not ours alone"
+        )
     _log.info("compiling the CPU kernels, once: %s", name)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch, name)
-        command = [compiler, *FLAGS, *map(str, sorted(FOLDER.glob("*.cc"))), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return _without(f"{' '.join(command)}\n{done.stderr}")
-        for path in paths:
-            with suppress(UserError), atomic_write(path) as temporary:
-                shutil.copyfile(made, temporary)
-            if _loads(path):
-                return path
+    try:
+        content = _compiled(compiler)
+    except (OSError, subprocess.SubprocessError) as error:
+        return _without(printable(error, 2000))
+    for folder in open_folders:
+        with contextlib.suppress(UserError):
+            with atomic_write(folder / name) as temporary:
+                temporary.write_bytes(content)
+            (folder / name).chmod(0o600)
+            if _loads(folder / name):
+                return folder / name
     return _without("they could not be written")
 
 
@@ -73,31 +102,165 @@ def _without(reason: str) -> None:
     _log.warning("the CPU kernels: %s; MindSpore's own are used, slower", reason)
 
 
+def _is_ours(path: Path, say: bool = True) -> bool:
+    """Whether a file or folder belongs to this user or root, and nobody else may write to it."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return False
+    ours = facts.st_uid in (0, os.geteuid()) and not facts.st_mode & 0o022
+    if not ours and say:
+        _log.warning("%s: belongs to another user, or others may write to it; it is not used", path)
+    return ours
+
+
+def _is_open(folder: Path) -> bool:
+    """Whether a library can be kept in a folder, which is made, and closed to others, where it is this user's."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.geteuid() and stat.S_IMODE(folder.stat().st_mode) & 0o022:
+            folder.chmod(0o700)
+        if not _is_ours(folder):
+            return False
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def _loads(path: Path) -> bool:
     """Load a library for good, so that its threads keep their code, and tell it how many of them it may have.
 
-    A damaged one is removed. The number of threads is read here because importing MindSpore sets OMP_NUM_THREADS to 1
-    in the C library's environment.
+    Not one that is damaged or that others may have written. The number of threads is read here because importing
+    MindSpore sets OMP_NUM_THREADS to 1 in the C library's environment.
     """
-    if not path.exists():
-        return False
     try:
+        with open_regular(path) as file:
+            content = file.read(LARGEST)
+        if not _is_ours(path):
+            return False
+        body, _, digest = content.rpartition(SEAL)
+        if hashlib.sha256(body).hexdigest().encode() != digest:
+            raise OSError(0, "it is not what was compiled")
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
-        _log.warning("%s: is damaged (%s), compiling anew", path, error)
-        path.unlink(missing_ok=True)
+        _log.warning("%s: is damaged (%s), compiling anew", path, error.strerror or error)
         return False
-    most = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if most.isdigit():
-        loaded.ddrnet_limit_threads(int(most))
+    most = _most_threads(os.environ.get("OMP_NUM_THREADS", ""))
+    if most:
+        loaded.ddrnet_limit_threads(most)
     return True
 
 
+def _most_threads(text: str) -> int:
+    """What OMP_NUM_THREADS says, of which the first number counts; 0: nothing, or nothing that can be read."""
+    first = text.split(",")[0].strip()
+    if re.fullmatch(r"\+?[0-9]{1,9}", first) and int(first):
+        return int(first)
+    if text.strip():
+        _log.warning("OMP_NUM_THREADS: %s: is no number of threads; all cores are used", printable(text))
+    return 0
+
+
+def _compiled(compiler: str) -> bytes:
+    """The library's bytes and their seal.
+
+    Raises:
+        OSError, subprocess.SubprocessError: there is none; the message says why.
+    """
+    with tempfile.TemporaryDirectory(prefix="ddrnet-kernels-") as scratch:
+        made = Path(scratch, "kernels.so")
+        command = [compiler, *FLAGS, *map(str, sorted(FOLDER.glob("*.cc"))), "-o", str(made)]
+        code, output = _run(command, LIMIT, scratch)
+        if code:
+            raise OSError(0, f"{' '.join(command)} ended with {code}: {output.strip()}")
+        body = made.read_bytes()
+        code, output = _run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(made)!r})"], ASKING_LIMIT, scratch)
+        if code:
+            raise OSError(0, f"{compiler} made a library that cannot be loaded: {output.strip()[-200:]}")
+        return body + SEAL + hashlib.sha256(body).hexdigest().encode()
+
+
+def _version(compiler: str) -> str:
+    """A compiler's own words on itself; empty where it has none."""
+    try:
+        return _run([compiler, "--version"], ASKING_LIMIT)[1].partition("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _run(command: list[str], limit: float, scratch: str = "") -> tuple[int, str]:
+    """Run a process to its end: its exit code and what it wrote, bytes that are no UTF-8 replaced.
+
+    It and its children end when the limit is over, and when this process dies, however it does.
+
+    Args:
+        scratch: a folder that goes with it when this process dies.
+
+    Raises:
+        OSError: it cannot be started. subprocess.TimeoutExpired: it took longer than `limit` seconds.
+    """
+    with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(_guard(scratch))
+        process = stack.enter_context(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_take_all_signals,
+                text=True,
+                errors="replace",
+            )
+        )
+        try:
+            watch(process.pid)
+            output, _ = process.communicate(timeout=limit)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return process.returncode, output
+
+
+@contextlib.contextmanager
+def _guard(scratch: str) -> Iterator:
+    """A shell that waits for this process's end of a pipe to close, and then ends a group of processes."""
+    code = 'read -r group || exit; read -r _; kill -KILL -"$group"; [ -z "$1" ] || rm -rf -- "$1"'
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", code, "sh", scratch],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def watch(group: int) -> None:
+        shell.stdin.write(f"{group}\n".encode())
+        shell.stdin.flush()
+
+    try:
+        yield watch
+    finally:
+        shell.kill()
+        shell.wait()
+        shell.stdin.close()
+
+
+def _take_all_signals() -> None:
+    """A run blocks those that it waits for; what it starts must not inherit that."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+
+
 def _digest() -> str:
-    """Stands for all that the compiled kernels depend on: sources, flags and processor."""
+    """Stands for all that the compiled kernels depend on but the compiler: sources, flags, processor, C library."""
     sources = sorted([*FOLDER.glob("*.cc"), *FOLDER.glob("*.h")])
-    facts = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    try:
+        facts = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
+    except OSError:
+        facts = []
     processor = [line for line in facts if line.lower().startswith(("flags", "features", "model", "cpu part"))]
-    return hashlib.sha256(
-        "\0".join([*(path.read_text() for path in sources), *FLAGS, *processor]).encode()
-    ).hexdigest()[:16]
+    libc = " ".join(platform.libc_ver())
+    texts = [*(path.read_text() for path in sources), *FLAGS, *processor, platform.machine(), libc]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]

@@ -30,8 +30,19 @@ int64_t PaddingBefore(int64_t size, int64_t out_size, int64_t kernel, int64_t st
 
 template <int stride, bool same>
 Geometry GeometryOf(const Tensors& t, int x, int weight, int y) {
-  Geometry g{t.Dim(x, 0), t.Dim(x, 1), t.Dim(x, 2), t.Dim(x, 3), t.Dim(y, 1), t.Dim(y, 2), t.Dim(y, 3),
-             t.Dim(weight, 2), stride, 0, 0};
+  Geometry g{t.Dim(x, 0),
+             t.Dim(x, 1),
+             t.Dim(x, 2),
+             t.Dim(x, 3),
+             t.Dim(y, 1),
+             t.Dim(y, 2),
+             t.Dim(y, 3),
+             t.Dim(weight, 2),
+             stride,
+             0,
+             0};
+  const int64_t largest = std::max(g.height * g.width * g.in, g.out_height * g.out_width * g.out);
+  Require(largest <= INT32_MAX, "conv2d: one image is larger than offsets of 32 bits reach");
   g.top = PaddingBefore(g.height, g.out_height, g.kernel, stride, same);
   g.left = PaddingBefore(g.width, g.out_width, g.kernel, stride, same);
   return g;
@@ -92,9 +103,9 @@ using Gathers = std::vector<Gather>;
 
 // Gathers follow from the shapes, of which a network has a few dozen; they are made once.
 const Gathers& Cached(const Geometry& g, bool forward) {
-  using Key = std::tuple<bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+  using Key = std::tuple<bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
   static auto* cache = new std::map<Key, Gathers>;
-  const Key key(forward, g.height, g.width, g.in, g.out, g.kernel, g.stride, g.top * 64 + g.left);
+  const Key key(forward, g.height, g.width, g.in, g.out, g.kernel, g.stride, g.top, g.left);
   auto found = cache->find(key);
   if (found == cache->end()) {
     found = cache->emplace(key, forward ? ForwardGathers(g) : InputGradientGathers(g)).first;
@@ -283,8 +294,7 @@ void Forward(Factors wanted, const Geometry& g, const float* x, const float* wei
   }
   for (const Gather& gather : Cached(read, true)) {
     const Panels panels = Pack(factors, g, weight, gather.taps, false);
-    Multiply(gather, g.images, x, g.height * g.width * read.in, panels, y, g.out_height * g.out_width * g.out,
-             finish);
+    Multiply(gather, g.images, x, g.height * g.width * read.in, panels, y, g.out_height * g.out_width * g.out, finish);
   }
 }
 
@@ -465,14 +475,14 @@ void WeightGradientOperator(const Tensors& t) {  // x, dy, weight (for its shape
 }  // namespace
 }  // namespace ddrnet
 
-#define DDRNET_CONVOLUTION(suffix, stride, same, factors)                                                     \
-  DDRNET_OPERATOR(conv2d_##suffix, (ddrnet::ForwardOperator<stride, same, factors>))                          \
-  DDRNET_OPERATOR(conv2d_bias_##suffix, (ddrnet::BiasOperator<stride, same, factors, false>))                 \
-  DDRNET_OPERATOR(conv2d_bias_relu_##suffix, (ddrnet::BiasOperator<stride, same, factors, true>))             \
-  DDRNET_OPERATOR(conv2d_input_gradient_##suffix, (ddrnet::InputGradientOperator<stride, same, factors>))     \
+#define DDRNET_CONVOLUTION(suffix, stride, same, factors)                                                 \
+  DDRNET_OPERATOR(conv2d_##suffix, (ddrnet::ForwardOperator<stride, same, factors>))                      \
+  DDRNET_OPERATOR(conv2d_bias_##suffix, (ddrnet::BiasOperator<stride, same, factors, false>))             \
+  DDRNET_OPERATOR(conv2d_bias_relu_##suffix, (ddrnet::BiasOperator<stride, same, factors, true>))         \
+  DDRNET_OPERATOR(conv2d_input_gradient_##suffix, (ddrnet::InputGradientOperator<stride, same, factors>)) \
   DDRNET_OPERATOR(conv2d_weight_gradient_##suffix, (ddrnet::WeightGradientOperator<stride, same, factors>))
-#define DDRNET_CONVOLUTIONS(suffix, stride, same)                                          \
-  DDRNET_CONVOLUTION(suffix, stride, same, ddrnet::Factors::kFloat32)                      \
+#define DDRNET_CONVOLUTIONS(suffix, stride, same)                     \
+  DDRNET_CONVOLUTION(suffix, stride, same, ddrnet::Factors::kFloat32) \
   DDRNET_CONVOLUTION(suffix##_bfloat16, stride, same, ddrnet::Factors::kBfloat16)
 
 DDRNET_CONVOLUTIONS(1, 1, false)

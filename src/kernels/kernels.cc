@@ -5,9 +5,12 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 
 namespace ddrnet {
@@ -91,6 +94,11 @@ void TileOfAny(int vectors, const float* const* rows, int64_t taps, int64_t dept
 
 void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel,
           float* const* out, const Frame& frame) {
+  Require(vectors >= 1 && vectors <= kMostVectors, "Tile: no such width");
+  Require(taps >= 0 && depth >= 1, "Tile: nothing to add up");
+  Require(reinterpret_cast<uintptr_t>(panel) % sizeof(Vec) == 0, "Tile: the panel is not aligned to a vector");
+  Require(factors == Factors::kFloat32 || kHasBfloat16, "Tile: this processor has no bfloat16");
+  Require(frame.start != Frame::Start::kBias || frame.bias != nullptr, "Tile: there is no bias");
   if (factors == Factors::kFloat32) {
     TileOfAny<Factors::kFloat32>(vectors, rows, taps, depth, panel, out, frame);
   } else {
@@ -100,6 +108,7 @@ void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, 
 
 void IndirectTile(const float* const* rows, int64_t depth, const float* const* columns, float* const* out,
                   const Frame& frame) {
+  Require(depth >= 1, "IndirectTile: nothing to add up");
   TileOf<Factors::kFloat32, kMostVectors, true>(rows, 1, depth, nullptr, out, frame, columns);
 }
 
@@ -127,7 +136,13 @@ class Pool {
     cpu_set_t set;
     size_ = sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
     if (most_threads > 0) size_ = std::min(size_, most_threads);
-    for (int i = 1; i < size_; ++i) std::thread([this] { Work(); }).detach();
+    for (int i = 1; i < size_; ++i) {
+      try {
+        std::thread([this] { Work(); }).detach();
+      } catch (const std::system_error&) {  // the system grants no more of them
+        size_ = i;
+      }
+    }
   }
 
   int size() const { return size_; }
@@ -149,11 +164,18 @@ class Pool {
     std::unique_lock<std::mutex> lock(mutex_);
     work_ = nullptr;
     done_.wait(lock, [this] { return active_ == 0; });
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
   void Take(const std::function<void(int64_t)>& work, int64_t count) {
-    for (int64_t i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) work(i);
+    try {
+      for (int64_t i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) work(i);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+      next_ = count;  // what is left need not be begun
+    }
   }
 
   void Work() {
@@ -184,6 +206,7 @@ class Pool {
   int size_, active_ = 0;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
+  std::exception_ptr error_;
   const std::function<void(int64_t)>* work_ = nullptr;
   int64_t count_ = 0;
   std::atomic<int64_t> next_{0}, generation_{0};
@@ -227,6 +250,19 @@ int Threads() { return ThePool().size(); }
 
 float* Scratch(int slot, int64_t floats) { return arenas[slot].Hold(floats); }
 float* ThreadScratch(int64_t floats) { return thread_arena.Hold(floats); }
+
+int Run(const char* name, void (*call)(const Tensors&), const Tensors& tensors) noexcept {
+  try {
+    Exclusive exclusive;
+    call(tensors);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "CPU kernel %s: not enough memory\n", name);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "CPU kernel %s: %s\n", name, error.what());
+  }
+  return 1;
+}
 
 Exclusive::Exclusive() {
   operator_mutex.lock();

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -43,6 +44,11 @@ constexpr int RowsOf(int vectors) { return std::min(12, kAccumulators / vectors)
 constexpr int kMostRows = RowsOf(1);
 
 constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What the code below it relies on; where it does not hold, the operator fails with these words.
+inline void Require(bool holds, const char* what) {
+  if (__builtin_expect(!holds, 0)) throw std::logic_error(what);
+}
 
 // The columns of block `block` of `columns`, rounded up to whole vectors, as vectors.
 inline int VectorsOf(int64_t columns, int64_t block) {
@@ -109,7 +115,8 @@ struct Frame {
 };
 
 // The kernel: a tile of RowsOf(vectors) rows and `vectors` vectors of columns,
-//   out[i][j] = frame's start + sum over t < taps, k < depth of rows[t * RowsOf(vectors) + i][k] * panel[(t * depth + k) * width + j]
+//   out[i][j] = frame's start + sum over t < taps, k < depth of rows[t * RowsOf(vectors) + i][k] * panel[(t * depth +
+//   k) * width + j]
 // with width = vectors * kLanes. All accumulators stay in registers.
 //   rows: for every tap, a pointer for each row of the tile: an indirect convolution (Dukhan, arXiv 1907.02129)
 //   panel: aligned to a vector
@@ -121,8 +128,9 @@ void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, 
 void IndirectTile(const float* const* rows, int64_t depth, const float* const* columns, float* const* out,
                   const Frame& frame);
 
-// Calls work(i) for i in [0, count) from all threads of the process; returns when all are done. Which thread takes which
-// i is open, so what a call computes must not depend on it. One operator at a time has the threads.
+// Calls work(i) for i in [0, count) from all threads of the process; returns when all are done. Which thread takes
+// which i is open, so what a call computes must not depend on it. One operator at a time has the threads. What one of
+// the calls throws is thrown here, when all threads have left, and the calls that had not begun are left out.
 void Parallel(int64_t count, const std::function<void(int64_t)>& work);
 int Threads();
 
@@ -162,10 +170,14 @@ struct Tensors {
 
 }  // namespace ddrnet
 
+// Runs an operator: 0, or where it throws 1, of which MindSpore makes a RuntimeError, with the reason on standard
+// error.
+namespace ddrnet {
+int Run(const char* name, void (*call)(const Tensors&), const Tensors& tensors) noexcept;
+}  // namespace ddrnet
+
 // Defines an operator that MindSpore's Custom(func_type="aot") loads by its name.
-#define DDRNET_OPERATOR(name, call)                                                                                \
-  extern "C" int name(int count, void** data, int* ranks, int64_t** shapes, const char**, void*, void*) {         \
-    ddrnet::Exclusive exclusive;                                                                                   \
-    call(ddrnet::Tensors{count, data, ranks, shapes});                                                             \
-    return 0;                                                                                                      \
+#define DDRNET_OPERATOR(name, ...)                                                                        \
+  extern "C" int name(int count, void** data, int* ranks, int64_t** shapes, const char**, void*, void*) { \
+    return ddrnet::Run(#name, __VA_ARGS__, ddrnet::Tensors{count, data, ranks, shapes});                  \
   }
