@@ -1,7 +1,7 @@
 """YAML and flags to one typed, checked configuration.
 
-`Config` is the single definition of every key: its type, range, default and help. Defaults are the recipe that
-reproduces the published DDRNet23; a YAML file overrides them, flags override the file.
+`Config` is the single definition of every key: its type, range, default and help. Defaults are the recipe of the
+published DDRNet23, which docs/recipe.md compares item by item; a YAML file overrides them, flags override the file.
 """
 
 import argparse

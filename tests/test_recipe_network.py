@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.args import Config, parse_args
 from src.assembly import build_network
@@ -66,6 +66,13 @@ def test_46_of_137_parameters_decay(network):
     trained = network.trainable_params()
     decays = [parameter for parameter in trained if takes_decay(parameter)]
     assert (len(decays), len(trained)) == (46, 137)
+
+
+def test_batch_norms_momentum_and_epsilon(network):
+    norms = [cell for _, cell in network.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
+    assert len(norms) == 45
+    kept = {(round(1 - norm.momentum, 6), norm.eps) for norm in norms}  # MindSpore holds the share of the new batch
+    assert kept == {(0.9, 1e-5)}
 
 
 @pytest.mark.parametrize("name", list(FIRST_DEVIATIONS))
