@@ -9,7 +9,7 @@ from mindspore import Parameter, Tensor, nn
 
 from src.args import Config
 from src.distributed.join import join
-from src.errors import UserError
+from src.errors import TemporaryFailure, UserError
 from src.evaluation.metrics import Totals
 from src.parameters import assign
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
@@ -143,7 +143,7 @@ def main() -> None:
     try:
         ranks.check_identical(step.replicated())
         results["mismatch"] = ["none"]
-    except UserError as error:
+    except TemporaryFailure as error:
         results["mismatch"] = [str(error)]
     ranks.check_equal("answer", 42)
     try:

@@ -98,6 +98,15 @@ def test_no_deaf_rank_outlives_launcher_and_guard_killed_together(job, tmp_path)
     wait_until(lambda: not alive(tmp_path), LIMIT, "the ranks end")
 
 
+def test_a_stopped_guard_does_not_keep_a_job_from_ending(job, tmp_path):
+    process = started(job("mute"), tmp_path)
+    ready(tmp_path)
+    os.kill(guard_of(process), signal.SIGSTOP)
+    process.terminate()
+    assert process.wait(LIMIT) == 128 + signal.SIGTERM
+    wait_until(lambda: not alive(tmp_path), 2, "all processes end")
+
+
 def test_a_rank_s_silence_is_told_from_what_it_has_announced(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -1,6 +1,8 @@
 """How a process joins the run: its device, and its rank among the others.
 
-The only module that reads the environment, save for OMP_NUM_THREADS and HOME in `src.kernels.build`.
+What decides where this process runs is read from the environment here. Others read what is theirs alone: `src` the
+rank table's name, `src.distributed.ascend` where CANN stands, `src.heartbeat` its file, `src.kernels.build`
+OMP_NUM_THREADS and HOME, `src.errors` DDRNET_TRACEBACK; outside the ranks `src.launcher.job`.
 
 Ranks meet through MindSpore's dynamic cluster (MS_ROLE, MS_WORKER_NUM and others, what `src.launcher.environment` and
 msrun set up); without it a process runs alone. A platform that starts one process a card itself and hands it a rank
@@ -8,13 +10,16 @@ table (RANK_TABLE_FILE, RANK_ID, RANK_SIZE) gets the same: the table says where 
 cluster's scheduler. MindSpore never sees the table.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import mindspore as ms
 from mindspore import communication
@@ -35,6 +40,7 @@ from src.launcher.environment import (
 from src.launcher.rank_table import read_rank_table
 
 BACKENDS = {"Ascend": "hccl", "GPU": "nccl", "CPU": "mccl"}
+MEETING_LIMIT = 1800.0  # seconds for rank 0 to come, which a platform may start later, or which copies data in first
 START_LIMIT = 7200.0  # seconds from here to the first step: ranks meet, data is listed, the graph is compiled
 
 _log = logging.getLogger(__name__)
@@ -127,7 +133,20 @@ def _meet_by_table(path: str, world: int, device_target: str) -> None:
     if rank == 0:
         _start_scheduler(scheduler_environment(os.environ, world, meeting))
     os.environ.update(rank_environment(os.environ, device_target, rank, world, local, cards, meeting))
+    _wait_for(meeting)
     _log.info("rank %d of %d, by the rank table %s; the ranks meet at %s:%d", rank, world, path, *meeting)
+
+
+def _wait_for(meeting: tuple[str, int]) -> None:
+    """Wait until the scheduler listens: a rank that asks before waits half a minute until it asks again."""
+    deadline = time.monotonic() + MEETING_LIMIT
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(meeting, timeout=5):
+            return
+        time.sleep(0.2)
+    raise TemporaryFailure(
+        f"rank 0's scheduler at {meeting[0]}:{meeting[1]} was not there within {MEETING_LIMIT:.0f} s"
+    )
 
 
 def _start_scheduler(environment: dict[str, str]) -> None:

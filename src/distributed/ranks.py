@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.errors import UserError
+from src.errors import TemporaryFailure, UserError
 from src.evaluation.metrics import Totals
 from src.parameters import assign
 
@@ -72,7 +72,7 @@ class Ranks:
         """Make sure that parameters are the same on all ranks, bit for bit.
 
         Raises:
-            UserError: one differs, on every rank; the message names the first such parameter and the ranks.
+            TemporaryFailure: one differs, on every rank; the message names the first such parameter and the ranks.
         """
         if self.world == 1:
             return
@@ -86,7 +86,7 @@ class Ranks:
         if differs.any():
             which = int(np.argmax(differs.any(axis=0)))
             ranks = ", ".join(map(str, np.flatnonzero(differs[:, which])))
-            raise UserError(
+            raise TemporaryFailure(
                 f"rank {ranks} and rank 0 differ in {parameters[which].name} ({int(differs.any(axis=0).sum())} of "
                 f"{len(parameters)} parameters differ), which must be the same on all; go on from an earlier checkpoint"
             )

@@ -38,6 +38,7 @@ class Guard:
 
     def _start(self) -> None:
         reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)  # a guard that stands stopped must not stop the launcher
         try:
             if self.detached:
                 command = [sys.executable, "-I", "-S", guard.__file__, str(ORPHAN_GRACE)]
@@ -79,15 +80,18 @@ class Guard:
         self._reap()
 
     def _reap(self) -> None:
-        if not self.detached:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, 0)
+        deadline = time.monotonic() + 2.0
+        with contextlib.suppress(ChildProcessError):
+            while not self.detached and os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                if time.monotonic() > deadline:  # it stands stopped
+                    os.kill(self.pid, signal.SIGKILL)
+                time.sleep(0.01)
 
     def _tell(self, order: str) -> bool:
         """Whether the guard lives to hear it."""
         try:
             os.write(self._writer, order.encode())
-        except BrokenPipeError:
+        except OSError:  # it has gone, or does not read
             return False
         return True
 

@@ -17,6 +17,7 @@ servers do not know of each other's end.
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -302,7 +303,8 @@ def make_folders(job: Job) -> None:
             beat.write_bytes(b"")
             beat.unlink()
         except OSError as error:
-            raise UserError(
+            kind = TemporaryFailure if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
+            raise kind(
                 f"{error.filename or folder}: cannot be written ({error.strerror}); start from a folder that can be"
             ) from error
 

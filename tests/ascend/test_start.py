@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.ascend.conftest import Ascend
-from tests.processes import end_all
+from tests.conftest import ROOT, TINY
+from tests.processes import alive, end_all, says, wait_until
 from tests.test_rank_table import table
 
 SOCS = ("Ascend910A", "Ascend910B1")
@@ -27,6 +29,8 @@ def main():
     import mindspore as ms
     print("OUT joined", ranks.rank, ranks.world, config.device_num, flush=True)
     ranks.check_equal("cpu_kernels", "none")
+    print("OUT sum", ranks.add_up(10 + ranks.rank), ranks.agree(15 * ranks.rank), flush=True)
+    print("OUT of the first", ranks.hand_out_facts({"rank": ranks.rank}), flush=True)
     cards = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
     print("OUT card", ms.get_context("device_id"), cards, os.environ.get("RANK_TABLE_FILE"), flush=True)
     os._exit(0)  # what the stubs hand out is not to be freed
@@ -46,6 +50,18 @@ def rank_program(tmp_path):
 def said(text: str) -> list[str]:
     """What a rank has said."""
     return re.findall(r"OUT (.*)$", text, re.MULTILINE)
+
+
+def spoken(rank: int, world: int, card: int, shown: object) -> list[str]:
+    """What a rank says where all is well: its place, what the ranks have told each other, and its card."""
+    total, signal = sum(range(10, 10 + world)), 15 * (world - 1)
+    first = "{'rank': 0}"
+    return [
+        f"joined {rank} {world} {world}",
+        f"sum {total} {signal}",
+        f"of the first {first}",
+        f"card {card} {shown} None",
+    ]
 
 
 def cards_table(folder: Path, *cards: int) -> str:
@@ -69,7 +85,7 @@ def launched(ascend: Ascend, program: Path, *options: object, **values: object) 
 @pytest.mark.parametrize("soc", SOCS)
 def test_a_process_starts_alone(ascend: Ascend, rank_program, tmp_path, soc):
     run = ascend.run([sys.executable, rank_program], tmp_path, soc=soc)
-    assert (run.returncode, said(run.stdout)) == (0, ["joined 0 1 1", "card 0 None None"]), run.stdout[-3000:]
+    assert (run.returncode, said(run.stdout)) == (0, spoken(0, 1, 0, None)), run.stdout[-3000:]
 
 
 @pytest.mark.parametrize("soc", SOCS)
@@ -79,7 +95,7 @@ def test_a_process_starts_alone_whatever_table_a_platform_has_left(ascend: Ascen
     left = {"RANK_TABLE_FILE": path, "MINDSPORE_HCCL_CONFIG_PATH": path, "RANK_ID": 0, "RANK_SIZE": 1, "DEVICE_ID": 5}
     run = ascend.run([sys.executable, rank_program], tmp_path, soc=soc, GLOG_v=1, **left)
     assert run.returncode == 0, run.stdout[-3000:]
-    assert said(run.stdout) == ["joined 0 1 1", "card 5 None None"]
+    assert said(run.stdout) == spoken(0, 1, 5, None)
     assert not re.search("rank ?table startup|GE_MODE", run.stdout)
 
 
@@ -90,22 +106,22 @@ def test_the_ranks_of_a_table_meet_on_its_cards(ascend: Ascend, rank_program, tm
     code, ranks, output = launched(ascend, rank_program, "--rank_table", path, soc=soc, RANK_TABLE_FILE=path)
     assert code == 0, output[-3000:]
     shown = ",".join(map(str, cards))
-    assert ranks == [[f"joined {rank} 2 2", f"card {rank} {shown} None"] for rank in range(2)]
+    assert ranks == [spoken(rank, 2, rank, shown) for rank in range(2)]
 
 
 @pytest.mark.parametrize("soc", SOCS)
 def test_ranks_meet_without_a_table(ascend: Ascend, rank_program, soc):
     code, ranks, output = launched(ascend, rank_program, "--workers", 2, soc=soc)
     assert code == 0, output[-3000:]
-    assert ranks == [[f"joined {rank} 2 2", f"card {rank} None None"] for rank in range(2)]
+    assert ranks == [spoken(rank, 2, rank, None) for rank in range(2)]
 
 
 def test_cards_that_the_user_has_chosen_are_the_ranks_cards(ascend: Ascend, rank_program, tmp_path):
     chosen = {"ASCEND_RT_VISIBLE_DEVICES": "4,5,6,7"}
     code, ranks, output = launched(ascend, rank_program, "--workers", 2, **chosen)
-    assert (code, ranks[1]) == (0, ["joined 1 2 2", "card 1 4,5 None"]), output[-3000:]
+    assert (code, ranks[1]) == (0, spoken(1, 2, 1, "4,5")), output[-3000:]
     code, ranks, output = launched(ascend, rank_program, "--rank_table", cards_table(tmp_path, 6, 7), **chosen)
-    assert (code, ranks[1]) == (0, ["joined 1 2 2", "card 1 6,7 None"]), output[-3000:]
+    assert (code, ranks[1]) == (0, spoken(1, 2, 1, "6,7")), output[-3000:]
 
 
 def test_ranks_that_a_platform_starts_with_a_table_meet_too(ascend: Ascend, rank_program, tmp_path):
@@ -126,7 +142,69 @@ def test_ranks_that_a_platform_starts_with_a_table_meet_too(ascend: Ascend, rank
     codes = [process.wait(100) for process in processes]
     ranks = [said((tmp_path / f"{rank}.txt").read_text(errors="replace")) for rank in range(2)]
     assert codes == [0, 0], (tmp_path / "0.txt").read_text()[-3000:]
-    assert ranks == [[f"joined {rank} 2 2", f"card {rank} 4,5 None"] for rank in range(2)]
+    assert ranks == [spoken(rank, 2, rank, "4,5") for rank in range(2)]
+
+
+def as_another_host(name: str) -> list[str]:
+    """A command that runs the one after it under another host name, by which MindSpore counts the ranks of a server."""
+    for unshare in (["unshare", "-u"], ["unshare", "-r", "-u"]):
+        if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode == 0:
+            return [*unshare, "sh", "-c", f'hostname {name} && exec "$@"', "sh"]
+    pytest.skip("not allowed here: a host name of one's own")
+
+
+def test_the_ranks_of_several_servers_meet(ascend: Ascend, rank_program, tmp_path):
+    content = table("127.0.0.1", "127.0.0.2")
+    for server in content["server_list"]:
+        for card, device in enumerate(server["device"]):
+            device["device_id"] = str(4 + card)
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(content))
+    launcher = [
+        sys.executable,
+        "-m",
+        "src.launcher.supervisor",
+        "--rank_table",
+        path,
+        "--",
+        sys.executable,
+        rank_program,
+    ]
+    processes = []
+    for number, server in enumerate(("127.0.0.1", "127.0.0.2")):
+        values = ascend.environment(SERVER_ID=server, MASTER_PORT=18431)
+        with (tmp_path / f"{number}.txt").open("w") as log:
+            command = [str(word) for word in (*as_another_host(f"server{number}"), *launcher)]
+            processes.append(subprocess.Popen(command, cwd=tmp_path, env=values, stdout=log, stderr=log))
+    codes = [process.wait(150) for process in processes]
+    assert codes == [0, 0], (tmp_path / "0.txt").read_text()[-2000:] + (tmp_path / "1.txt").read_text()[-2000:]
+    logs = [(tmp_path / f"train_parallel{rank}/log.txt").read_text(errors="replace") for rank in range(4)]
+    assert [said(log) for log in logs] == [spoken(rank, 4, rank % 2, "4,5") for rank in range(4)]
+
+
+def test_train_py_starts_as_two_ranks_of_a_table_and_gets_to_its_step(ascend: Ascend, digits, tmp_path):
+    """All of its start: data, network, step, what the ranks compare and hand out. To compile it is another test."""
+    path = cards_table(tmp_path, 4, 5)
+    script = ROOT / "scripts/run_distribute_train_ascend.sh"
+    values = ascend.environment(RANK_TABLE_FILE=path, PYTHON=sys.executable)
+    with (tmp_path / "output.txt").open("w") as log:
+        command = ["bash", str(script), path, str(TINY), "--data_url", str(digits)]
+        process = subprocess.Popen(command, cwd=tmp_path, env=values, stdout=log, stderr=log)
+    try:
+        wait_until(
+            lambda: process.poll() is not None or says(tmp_path / "output.txt", "compiling the step")(), 150, "a step"
+        )
+        assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
+        for rank in range(2):
+            assert "rror: " not in (tmp_path / f"train_parallel{rank}/log.txt").read_text()
+        assert "device_num: 2" in (tmp_path / "output.txt").read_text()
+        for _ in range(2):
+            process.terminate()
+            wait_until(says(tmp_path / "output.txt", "stopping"), 20, "the signal is noticed")
+        assert process.wait(40) == 128 + signal.SIGTERM
+        assert not alive(tmp_path)
+    finally:
+        end_all(tmp_path)
 
 
 # What is missing is said in one line.
@@ -142,7 +220,8 @@ def error_of(ascend: Ascend, program: Path, **values: object) -> str:
 
 
 def test_without_cann_or_driver_one_line_says_what_to_install(ascend: Ascend, rank_program, tmp_path):
-    line = error_of(ascend, rank_program, LD_LIBRARY_PATH=None)
+    nowhere = {"LD_LIBRARY_PATH": None, "ASCEND_HOME_PATH": None, "ASCEND_OPP_PATH": None}
+    line = error_of(ascend, rank_program, **nowhere)
     assert re.search(r"\.so of CANN cannot be found; install CANN \([\d., ]+ for MindSpore 2\.", line), line
     assert "source /usr/local/Ascend/ascend-toolkit/set_env.sh" in line
     libraries = Path(ascend.values["LD_LIBRARY_PATH"])
@@ -151,7 +230,7 @@ def test_without_cann_or_driver_one_line_says_what_to_install(ascend: Ascend, ra
     for library in libraries.iterdir():
         if not library.name.startswith("libascend_hal"):
             (other / library.name).symlink_to(library)
-    line = error_of(ascend, rank_program, LD_LIBRARY_PATH=other)
+    line = error_of(ascend, rank_program, **{**nowhere, "LD_LIBRARY_PATH": other})
     assert "libascend_hal.so of the Ascend driver cannot be found; install driver and firmware" in line
 
 

@@ -4,7 +4,7 @@ MindSpore's wheel holds its whole Ascend plugin, linked with libraries that only
 same names, in which nearly every function returns 0: what the plugin needs and nobody has is read from the installed
 wheel (nm, objdump), so each version gets its own. What must do more than return 0 stands in cann.c and ge.cc.
 
-Nothing is computed, no operator is compiled, and a collective acts as if every rank had this rank's data. What runs is
+Nothing is computed and no operator is compiled; collectives do carry data between the ranks of a machine. What runs is
 MindSpore: choice of backend, start of ranks, front end, shape inference, kernel selection.
 
 python -m tests.ascend.stubs.make --out DIR      # prints the environment that uses them
