@@ -11,7 +11,7 @@ from src.models import create_model, smallest_map
 from src.models.fold import fold_batch_norm
 from src.tools.cell import cast_amp, native_kernels
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
-from src.tools.optimizer import create_optimizer, freeze_backbone
+from src.tools.optimizer import create_optimizer, freeze, still
 from src.tools.schedulers import learning_rates
 from src.trainers.train_one_step import TrainOneStep
 from src.weights.load import load_pretrained
@@ -41,8 +41,7 @@ def build_network(config: Config) -> nn.Cell:
         left_out = load_pretrained(network, config.pretrained, config.flavour, drop_head=True)
         _log.info("weights: %s%s", config.pretrained, f", but not {', '.join(left_out)}" if left_out else "")
     cast_amp(network, config.amp_level, config.keep_bn_fp32)
-    if config.freeze == "backbone":
-        freeze_backbone(network)
+    freeze(network, config.freeze)
     return network
 
 
@@ -100,6 +99,5 @@ def build_step(config: Config, network: nn.Cell, updates: int, ranks: Ranks = Ra
         native=kernels.update,
     )
     step.set_train()
-    if config.freeze == "backbone":  # its batch norm keeps its statistics, its drop path is off
-        network.set_train(False)
+    still(network, config.freeze)
     return step

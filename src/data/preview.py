@@ -88,7 +88,7 @@ def draw_preview(config: Config, rows: int = 6, cell: int = 160) -> Image.Image:
             for label in np.argsort(-target, kind="stable").tolist()
             if target[label] > 0
         ]
-        show(denormalise(image), rows, column, *shares, top=TEXT)
+        show(denormalise(image, config.mean, config.std), rows, column, *shares, top=TEXT)
     return grid
 
 

@@ -19,7 +19,7 @@ def evaluate(
         batches: all of one shape, so that one graph serves them.
         report: is told how many images each batch held.
     """
-    training = network.training
+    flags = [(cell, cell.training) for _, cell in network.cells_and_names()]  # frozen parts have their own
     network.set_train(False)
     totals = Totals()
     for images, labels in batches:
@@ -27,5 +27,6 @@ def evaluate(
         totals.add(network(Tensor(images)).asnumpy(), labels)
         if report:
             report(totals.images - before)
-    network.set_train(training)
+    for cell, training in flags:
+        cell.training = training
     return totals

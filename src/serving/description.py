@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from src import __version__
-from src.data.augment.transforms import IMAGENET_MEAN, IMAGENET_STD
 from src.errors import UserError, printable
 from src.files import open_regular, read_json, write_text
 
@@ -39,8 +38,8 @@ def describe(config: "Config", classes: Optional[list[str]], shape: Sequence[Opt
         "crop_mode": config.crop_mode,
         "crop_pct": config.crop_pct,
         "interpolation": "bicubic" if config.interpolation == "random" else config.interpolation,
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
+        "mean": list(config.mean),
+        "std": list(config.std),
         "color": "RGB",
         "input": {"shape": list(shape), "dtype": "float32", "layout": "NCHW"},
         "output": {"shape": [shape[0], config.num_classes], "dtype": "float32"},

@@ -126,6 +126,45 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
+class Events:
+    """Event files that TensorBoard opens, written by tensorboardX; like `Metrics` they never end a run.
+
+    Args:
+        folder: where they lie.
+        first_epoch: what an earlier start has written from this epoch on is to be passed over.
+        enabled: whether anything is written.
+
+    Raises:
+        UserError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int = 1, enabled: bool = False) -> None:
+        self.writer = None
+        if not enabled:
+            return
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise UserError("tensorboard: needs the package tensorboardX: pip install tensorboardX") from error
+        try:
+            self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
+        except OSError as error:
+            _log.warning("tensorboard: %s cannot be written (%s); the run goes on without", folder, error.strerror)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add an epoch's numbers."""
+        if self.writer is None:
+            return
+        try:
+            for name, value in record.items():
+                if name != "epoch" and isinstance(value, (int, float)):
+                    self.writer.add_scalar(name, value, record["epoch"])
+            self.writer.flush()
+        except Exception as error:  # as in Metrics
+            _log.warning("tensorboard: %s; the run goes on without", error)
+            self.writer = None
+
+
 class Metrics:
     """metrics.jsonl, a line an epoch, and the curves drawn from it. Neither ever ends a run: what fails is a warning.
 

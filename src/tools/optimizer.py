@@ -4,6 +4,7 @@ Where MindSpore's own optimizer does not compute the published rule on every dev
 Nesterov's term out on the CPU without a word, `nn.AdamWeightDecay` corrects no bias, `nn.Lamb` has no CPU operator.
 """
 
+import re
 from collections.abc import Sequence
 
 import mindspore as ms
@@ -152,10 +153,36 @@ def is_head(parameter: Parameter) -> bool:
     return parameter.name.startswith(f"{HEAD}.")
 
 
-def freeze_backbone(network: nn.Cell) -> None:
-    """Let training change the classifier alone."""
+FREEZABLE = ("stem", "stage1", "stage2", "stage3", "stage4", "backbone")
+
+
+def is_frozen(name: str, up_to: str) -> bool:
+    """Whether a part or parameter of a network is frozen, by its name.
+
+    Args:
+        name: such as layer3_.0.conv1.weight or down4.
+        up_to: one of `FREEZABLE`: it and all before it is frozen, of both branches; backbone: all but the classifier.
+            '': nothing.
+    """
+    first = name.split(".")[0]
+    if not up_to or first == HEAD:
+        return False
+    number = re.match(r"(?:layer|compression|down)(\d)", first)
+    place = int(number[1]) if number else 0 if first == "conv1" else len(FREEZABLE) - 1
+    return place <= FREEZABLE.index(up_to)
+
+
+def freeze(network: nn.Cell, up_to: str) -> None:
+    """Let training leave a network's first parts as they are; arguments as of `is_frozen`."""
     for parameter in network.get_parameters():
-        parameter.requires_grad = is_head(parameter)
+        parameter.requires_grad = not is_frozen(parameter.name, up_to)
+
+
+def still(network: nn.Cell, up_to: str) -> None:
+    """Let what is frozen compute as in inference: batch norm keeps its statistics, drop path is off."""
+    for name, cell in network.name_cells().items():
+        if is_frozen(name, up_to):
+            cell.set_train(False)
 
 
 def unchanging(optimizer: nn.Optimizer) -> list[Parameter]:

@@ -78,13 +78,14 @@ class Cursor:
     """Where a run is, which every checkpoint carries.
 
     epoch: the one that is under way, counted from 1; done: updates of it that are behind; seconds: spent in it so far;
-    best: the highest top-1 so far, below 0 before there is one.
+    best: the highest top-1 so far, below 0 before there is one; best_epoch: when that was.
     """
 
     epoch: int = 1
     done: int = 0
     seconds: float = 0.0
     best: float = -1.0
+    best_epoch: int = 0
 
     def next_epoch(self) -> None:
         """The epoch is over."""
@@ -92,12 +93,19 @@ class Cursor:
 
     def facts(self) -> dict[str, Any]:
         """For the .state file; `of` reads it again."""
-        return {"next_epoch": self.epoch, "next_done": self.done, "seconds": self.seconds, "best": self.best}
+        return {
+            "next_epoch": self.epoch,
+            "next_done": self.done,
+            "seconds": self.seconds,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+        }
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> "Cursor":
         """What `facts` wrote."""
-        return cls(facts["next_epoch"], facts["next_done"], facts["seconds"], facts["best"])
+        best_epoch = facts.get("best_epoch", facts["next_epoch"] - 1)  # earlier versions have none
+        return cls(facts["next_epoch"], facts["next_done"], facts["seconds"], facts["best"], best_epoch)
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,19 @@ class Checkpoints:
         self.keep = keep
         self.writes = writes
         self.facts = facts or {}
+
+    def holds_a_run(self) -> bool:
+        """Whether the folder has any weights of this network."""
+        return any(is_regular(path) for path in self._weights())
+
+    def clear(self) -> None:
+        """Remove the weights and states of an earlier run."""
+        if self.writes:
+            for path in [*self._weights(), *self._files(".state")]:
+                path.unlink(missing_ok=True)
+
+    def _weights(self) -> list[Path]:
+        return [*self._files(".ckpt"), self.best_path, self.folder / f"{self.arch}.ckpt"]
 
     def lock(self) -> None:
         """Claim the folder until the process ends, sweep what killed runs have left, and see that it can be written.

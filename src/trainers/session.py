@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from src.distributed.ranks import Ranks
 from src.errors import UserError
 from src.files import is_regular
 from src.heartbeat import beat
-from src.tools.callback import Metrics, Progress
+from src.run_folder import write_run
+from src.tools.callback import Events, Metrics, Progress
 from src.tools.cell import native_kernels
 from src.tools.get_misc import output_folder, seconds_running
 from src.trainers.checkpoint import Checkpoints, Cursor, Saved, holding, read_saved
@@ -75,6 +77,14 @@ class Session:
             self.folder / "ckpt_0", config.arch, config.keep_checkpoint_max, ranks.is_first, self.facts
         )
         self.checkpoints.lock()
+        if ranks.is_first and not config.resume and self.checkpoints.holds_a_run():
+            if not config.overwrite:
+                raise UserError(
+                    f"{self.checkpoints.folder} holds a run of {config.arch}: --resume auto goes on with it, "
+                    "--train_url FOLDER trains elsewhere, --overwrite True removes it"
+                )
+            _log.warning("overwrite: the earlier run in %s is removed", self.checkpoints.folder)
+            self.checkpoints.clear()
         self.cursor = Cursor(epoch=config.start_epoch + 1)
         self.resumed = False
         self.progress = Progress(
@@ -103,11 +113,22 @@ class Session:
             )
         goes_on = bool(self.config.resume)  # with auto also what was killed before its first checkpoint
         self.metrics = Metrics(self.folder, self.cursor.epoch, goes_on, writes=self.ranks.is_first)
+        self.events = Events(
+            self.folder / "events", self.cursor.epoch, enabled=self.config.tensorboard and self.ranks.is_first
+        )
+        if self.ranks.is_first:
+            command = " ".join(map(shlex.quote, sys.argv))
+            write_run(self.checkpoints.folder, self.config, self.train.classes, f"python {command}")
         self.stop.arm()
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left, counted from 1."""
+        patience = self.config.patience
         while self.cursor.epoch <= self.config.epochs:
+            waited = self.cursor.epoch - 1 - max(self.cursor.best_epoch, self.config.start_epoch)
+            if patience and self.cursor.best >= 0 and waited >= patience:
+                _log.info("patience: no better top-1 for %d epochs, the run ends", waited)
+                return
             yield self.cursor.epoch
 
     def run_epoch(self, feed: Feed) -> None:
@@ -152,9 +173,11 @@ class Session:
                 if f"{prefix}top1" in scores:
                     figures = (scores[f"{prefix}{name}"] for name in ("val_loss", "top1", "top5"))
                     _log.info("epoch %d%s: val loss %.5f, top-1 %.5f, top-5 %.5f", cursor.epoch, whose, *figures)
-        self.metrics.add(self._record(scores, feed.wait_ms))
+        record = self._record(scores, feed.wait_ms)
+        self.metrics.add(record)
         self._save_where_due(last or bool(config.save_every and cursor.epoch % config.save_every == 0), finished=True)
         self.metrics.draw(self.step.rates)
+        self.events.add(record)
         cursor.next_epoch()
 
     def end(self) -> None:
@@ -209,7 +232,7 @@ class Session:
     def _keep_best(self, whose: str, top1: float) -> None:
         if top1 <= self.cursor.best:
             return
-        self.cursor.best = top1
+        self.cursor.best, self.cursor.best_epoch = top1, self.cursor.epoch
         self.checkpoints.save_best(self.network, top1)
         if self.step.average:
             _log.info("best so far: the %s weights", whose)

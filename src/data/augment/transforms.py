@@ -5,6 +5,7 @@ section 6). The evaluation transform stands here once, for validation, eval.py a
 """
 
 import math
+from functools import cache
 from typing import Callable, Optional
 
 import numpy as np
@@ -26,10 +27,11 @@ RESAMPLING = {
 }
 _DRAWN = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
-# The normalised value of every 8-bit value of each channel, computed in double precision: float32 (3, 256).
-_NORMALISED = ((np.arange(256) / 255.0 - np.array(IMAGENET_MEAN)[:, None]) / np.array(IMAGENET_STD)[:, None]).astype(
-    np.float32
-)
+
+@cache
+def normalisation(mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> np.ndarray:
+    """The normalised value of every 8-bit value of each channel, computed in double precision: float32 (3, 256)."""
+    return ((np.arange(256) / 255.0 - np.array(mean)[:, None]) / np.array(std)[:, None]).astype(np.float32)
 
 
 def random_crop_box(
@@ -65,15 +67,20 @@ def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) 
     return image
 
 
-def normalise(image: Image.Image, out: np.ndarray) -> None:
-    """Write (value / 255 - mean) / std of a PIL RGB image of W x H into `out`, float32 (3, H, W)."""
-    kernels.look_up(image, _NORMALISED, out)
+def normalise(image: Image.Image, out: np.ndarray, table: Optional[np.ndarray] = None) -> None:
+    """Write (value / 255 - mean) / std of a PIL RGB image of W x H into `out`, float32 (3, H, W).
+
+    table: from `normalisation`; None: ImageNet's.
+    """
+    kernels.look_up(image, normalisation() if table is None else table, out)
 
 
-def denormalise(image: np.ndarray) -> Image.Image:
+def denormalise(
+    image: np.ndarray, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> Image.Image:
     """The PIL RGB image that a normalised one, float32 (3, H, W), shows."""
-    mean, std = np.array(IMAGENET_MEAN)[:, None, None], np.array(IMAGENET_STD)[:, None, None]
-    pixels = np.clip(np.rint((image * std + mean) * 255), 0, 255).astype(np.uint8)
+    values = image * np.array(std)[:, None, None] + np.array(mean)[:, None, None]
+    pixels = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
@@ -114,6 +121,7 @@ class TrainTransform:
         self.color_jitter = 0.0 if self.augment else config.color_jitter
         self.re_prob, self.re_mode, self.re_count = config.re_prob, config.re_mode, config.re_count
         self.resample = RESAMPLING.get(config.interpolation)
+        self.table = normalisation(config.mean, config.std)
 
     def __call__(self, encoded: bytes, out: np.ndarray, rng: np.random.Generator) -> None:
         """Turn one encoded image into `out`, float32 (3, H, W).
@@ -121,7 +129,7 @@ class TrainTransform:
         Raises:
             UndecodableImage: the bytes are damaged or no image; `out` is then undefined.
         """
-        normalise(self.image(encoded, rng), out)
+        normalise(self.image(encoded, rng), out, self.table)
         if self.re_prob > 0 and rng.random() < self.re_prob:
             random_erasing(out, rng, self.re_mode, self.re_count)
 
@@ -156,6 +164,7 @@ class EvalTransform:
     def __init__(self, config) -> None:
         self.size, self.crop_pct, self.crop_mode = config.image_size, config.crop_pct, config.crop_mode
         self.resample = RESAMPLING.get(config.interpolation, Image.Resampling.BICUBIC)
+        self.table = normalisation(config.mean, config.std)
 
     def __call__(self, encoded: bytes, out: np.ndarray, rng: Optional[np.random.Generator] = None) -> None:
         """Turn one encoded image into `out`, float32 (3, H, W).
@@ -163,7 +172,7 @@ class EvalTransform:
         Raises:
             UndecodableImage: the bytes are damaged or no image.
         """
-        normalise(self.image(encoded), out)
+        normalise(self.image(encoded), out, self.table)
 
     def image(self, encoded: bytes) -> Image.Image:
         """The cropped PIL RGB image before normalisation."""
