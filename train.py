@@ -10,6 +10,7 @@ from src.args import parse_args
 from src.assembly import build_network, build_step
 from src.data import create_dataset
 from src.data.data_utils.modelarts import stage
+from src.data.settle import settle
 from src.distributed.join import expected_rank, join
 from src.errors import run
 from src.models.architectures import ARCHITECTURES
@@ -29,6 +30,7 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
 
     # 1. What the run reads comes to this machine, then the ranks meet; only the first of them speaks and writes.
     config, outbox = stage(config, writes=expected_rank() == 0)
+    config = settle(config)
     config, ranks = join(config)
     log = logging.getLogger()
     log.setLevel(logging.INFO if ranks.is_first else logging.WARNING)

@@ -8,11 +8,13 @@ import argparse
 import difflib
 import os
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Optional, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Optional, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from src.augment_spec import parse_spec
+from src.colours import IMAGENET_MEAN, IMAGENET_STD
 from src.errors import UserError, printable
 from src.models.architectures import ARCHITECTURES, FLAVOURS
 from src.plain_yaml import read_value, read_yaml
@@ -28,6 +30,13 @@ PositiveRate = Annotated[float, Field(gt=0, le=1e6)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Area = Annotated[float, Field(ge=1e-4, le=1)]
 Ratio = Annotated[float, Field(ge=0.01, le=100)]
+Colours = Union[tuple[float, float, float], Literal["auto"]]
+
+CONFIG_FILE = "config.yaml"  # what a run writes beside its weights
+# What a network was trained with and must be used with.
+OF_THE_NETWORK = (
+    "arch", "flavour", "num_classes", "image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std",
+)  # fmt: skip
 
 PATHS = frozenset({"pretrained", "data_url", "listing_cache", "compile_cache", "resume", "train_url"})
 
@@ -73,15 +82,17 @@ class Config(BaseModel):
     # network
     arch: Literal[tuple(ARCHITECTURES)] = key("DDRNet23", "network")
     flavour: Literal[tuple(FLAVOURS)] = key("zoo", "zoo: as the checkpoint on MindSpore Hub; paper: as the authors'")
-    num_classes: Annotated[int, Field(ge=1, le=1_000_000)] = key(
-        1000, "number of classes; must equal the number of class folders"
+    num_classes: Annotated[int, Field(ge=0, le=1_000_000)] = key(
+        1000, "number of classes; must equal the number of class folders; 0: as many as there are"
     )
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = key(0.1, "drop path of the deepest residual unit; 0: off")
     drop_path_on: Literal["auto", "branch", "shortcut"] = key(
         "auto", "what drop path drops, with its rates; auto: the shortcut (flavour zoo), the branch (paper)"
     )
     pretrained: str = key("", "weights to start from, evaluate or export (.ckpt, .safetensors, .pth)", "nothing")
-    freeze: Literal["", "backbone"] = key("", "backbone: train the classifier alone, on fixed features")
+    freeze: Literal["", "stem", "stage1", "stage2", "stage3", "stage4", "backbone"] = key(
+        "", "what stays as it is: all up to this stage of both branches; backbone: all but the classifier"
+    )
     head_lr_scale: PositiveRate = key(1.0, "times the learning rate, for the classifier alone")
 
     # data
@@ -100,6 +111,8 @@ class Config(BaseModel):
     interpolation: Literal["bilinear", "bicubic", "lanczos", "random"] = key(
         "bicubic", "resizing; random: drawn per training image, bicubic in evaluation"
     )
+    mean: Colours = key(IMAGENET_MEAN, "mean of red, green and blue, from 0 to 1; auto: measured on train/")
+    std: Colours = key(IMAGENET_STD, "standard deviation of red, green and blue; auto: measured on train/")
     scale: tuple[Area, Area] = key((0.08, 1.0), "random resized crop: share of the image's area, from and to")
     ratio: tuple[Ratio, Ratio] = key((0.75, 4 / 3), "random resized crop: width to height, from and to")
     hflip: Share = key(0.5, "probability of a horizontal flip")
@@ -166,7 +179,9 @@ class Config(BaseModel):
     seed: Annotated[int, Field(ge=0, le=2**32 - 2)] = key(0, "of weights, order, augmentation, mixing and drop path")
 
     # run
-    device_target: Literal["Ascend", "GPU", "CPU"] = key("Ascend", "where to run", "step")
+    device_target: Literal["Ascend", "GPU", "CPU", "auto"] = key(
+        "Ascend", "where to run; auto: the first of them that is there", "step"
+    )
     device_id: Annotated[int, Field(ge=0, le=65_535)] = key(0, "which card", "nothing")
     device_num: Annotated[int, Field(ge=1, le=65_536)] = key(1, "number of cards, one process each", "batch")
     compile_cache: str = key(
@@ -175,11 +190,14 @@ class Config(BaseModel):
     graph_mode: Literal[0, 1] = key(0, "0: graph mode, 1: PyNative mode", "step")
     sink_size: Count = key(0, "Ascend, GPU: steps a piece of data sinking; 0: a whole epoch", "step")
     eval_every: Count = key(1, "epochs between validations; 0: only after the last", "nothing")
+    patience: Count = key(0, "epochs without a better top-1 after which the run ends; 0: never", "nothing")
     save_every: Count = key(1, "epochs between checkpoints; 0: only after the last", "nothing")
     save_steps: Count = key(0, "steps between checkpoints within an epoch; 0: none", "nothing")
     keep_checkpoint_max: Positive = key(5, "how many of those checkpoints are kept", "nothing")
     resume: str = key("", "auto: go on from the newest good checkpoint; or the path of one (.ckpt)", "nothing")
     resume_anyway: bool = key(False, "go on although keys that change the run differ from the checkpoint's", "nothing")
+    overwrite: bool = key(False, "remove the run that train_url holds; otherwise it is refused", "nothing")
+    tensorboard: bool = key(False, "also write event files for TensorBoard, by tensorboardX", "nothing")
     log_every: Positive = key(50, "steps between two lines in a log file", "nothing")
     train_url: str = key("", "folder for outputs; '': the current one", "nothing")
     run_modelarts: bool = key(False, "data_url and train_url are object-store addresses on ModelArts", "nothing")
@@ -216,6 +234,17 @@ class Config(BaseModel):
         if isinstance(default, int) and isinstance(value, float) and value.is_integer():
             return int(value)
         return value
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _colours(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == "auto":
+            return value
+        least = 0 if info.field_name == "mean" else 1e-3
+        numbers = isinstance(value, (tuple, list)) and len(value) == 3
+        if not numbers or not all(type(part) in (int, float) and least <= part <= 1 for part in value):
+            raise ValueError(f"must be auto, or three numbers from {least:g} to 1")
+        return tuple(map(float, value))
 
     @field_validator("scale", "ratio")
     @classmethod
@@ -281,8 +310,10 @@ def _allowed(kind: Any, limits: Iterable[Any]) -> str:
     if origin is Literal:
         choices = [repr(choice) if choice == "" else str(choice) for choice in inner]
         return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
+    if origin is Union:
+        return ", or ".join(_allowed(part, ()) for part in inner)
     if origin is tuple:
-        return f"two of: {_allowed(inner[0], ())}"
+        return f"{'two' if len(inner) == 2 else 'three'} of: {_allowed(inner[0], ())}"
     if kind in (bool, str):
         return "True or False" if kind is bool else "a text"
     flat = [part for limit in limits for part in getattr(limit, "metadata", [limit])]
@@ -307,6 +338,7 @@ def parse_args(
     description: str = "",
     extra: Sequence[tuple[str, dict[str, Any]]] = (),
     purpose: Purpose = "",
+    beside_weights: bool = False,
 ) -> tuple[Config, argparse.Namespace]:
     """The configuration and what else the command line says.
 
@@ -315,10 +347,12 @@ def parse_args(
         description: what the program does, for --help.
         extra: flags of this program alone, as (name, keywords of `add_argument`).
         purpose: what the program does with the configuration, for the rules between keys.
+        beside_weights: take what the file config.yaml beside `pretrained` says, where neither the YAML file nor a flag
+            says otherwise; what a run is to read and write is not taken from it.
 
     Returns:
-        The configuration, and a namespace with ddr_config, the extra flags, and `given`, the set of the
-        configuration's keys that stood on the command line.
+        The configuration, and a namespace with ddr_config, the extra flags, `given`, the set of the configuration's
+        keys that stood on the command line, and `notes`, lines on what differs from what the weights were trained with.
 
     Raises:
         UserError: the file or a flag is wrong; the message names the key and what would be right.
@@ -349,17 +383,43 @@ def parse_args(
     values: dict[str, Any] = {}
     if rest.ddr_config is not None:
         rest.ddr_config = os.path.expanduser(rest.ddr_config)  # noqa: PTH111
-        values = read_yaml(rest.ddr_config, _TEXTS, "--ddr_config ")
+        values = _values_in(rest.ddr_config, "--ddr_config ")
+    flags = {name: _typed(name, value) for name, value in given.items()}
+    _check(flags, "flag --")
+    values.update(flags)
+    rest.notes = []
+    if beside_weights and values.get("pretrained"):
+        beside = Path(Config(pretrained=values["pretrained"]).pretrained).parent / CONFIG_FILE
+        if beside.is_file():
+            trained = _values_in(str(beside), "")
+            rest.notes = [
+                f"{name}: {values[name]!r}, but {beside} says {trained[name]!r}, which the weights were trained with"
+                for name in OF_THE_NETWORK
+                if name in values
+                and name in trained
+                and Config(**{name: values[name]}) != Config(**{name: trained[name]})
+            ]
+            values = {**{name: trained[name] for name in trained if name not in _OF_A_RUN}, **values}
+    config = Config(**values)
+    _check_together(config, purpose)
+    return config, rest
+
+
+# What a run reads and writes, which programs that use its weights do not take over.
+_OF_A_RUN = frozenset(
+    {"pretrained", "resume", "resume_anyway", "overwrite", "train_url", "run_modelarts", "device_id", "device_num"}
+)
+
+
+def _values_in(path: str, place: str) -> dict[str, Any]:
+    """The checked keys of a YAML file."""
+    values = read_yaml(path, _TEXTS, place)
     for name in values:
         if name not in Config.model_fields:
             shown = printable(name, 80)
-            raise UserError(f"{rest.ddr_config}: unknown key {shown!r}{_nearest(shown, Config.model_fields)}")
-    _check(values, f"{rest.ddr_config}: ")
-    flags = {name: _typed(name, value) for name, value in given.items()}
-    _check(flags, "flag --")
-    config = Config(**{**values, **flags})
-    _check_together(config, purpose)
-    return config, rest
+            raise UserError(f"{path}: unknown key {shown!r}{_nearest(shown, Config.model_fields)}")
+    _check(values, f"{path}: ")
+    return values
 
 
 def switch(help: str) -> dict[str, Any]:
@@ -383,7 +443,7 @@ def _typed(name: str, value: Any) -> Any:
     if not isinstance(value, list):
         return read_value(value, f"flag --{name}")
     items = [read_value(item, f"flag --{name}") for item in value]
-    return items[0] if len(items) == 1 and isinstance(items[0], tuple) else tuple(items)
+    return items[0] if len(items) == 1 and isinstance(items[0], (tuple, str)) else tuple(items)
 
 
 def _check(values: dict[str, Any], place: str) -> None:
@@ -407,7 +467,7 @@ def _check_together(config: Config, purpose: Purpose) -> None:
     """
     if purpose == "train" and config.start_epoch >= config.epochs:
         raise UserError(f"start_epoch: must be below epochs, {config.epochs}, not {config.start_epoch}")
-    if purpose == "export" and config.file_format == "AIR" and config.device_target != "Ascend":
+    if purpose == "export" and config.file_format == "AIR" and config.device_target not in ("Ascend", "auto"):
         raise UserError("file_format: AIR needs --device_target Ascend; MINDIR serves on every device")
     if config.image_size / config.crop_pct > 8192:
         raise UserError(

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, Literal, NamedTuple, Optional, overload
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from src.data.augment.mixup import Mix, Mixup, partners
 from src.data.augment.transforms import UndecodableImage, create_transform
 from src.data.listing import Samples, is_folder, list_classes, list_folder
 from src.data.loader import BufferPool, Prefetcher, clamp_workers
+from src.data.names import classes_beside
 from src.data.packed import PackedSamples, is_packed
 from src.errors import UserError
 
@@ -35,6 +36,14 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     return _generator(_SAMPLE, seed, epoch, index)
 
 
+@overload
+def create_dataset(
+    config: "Config", split: Literal["train"], rank: int = 0, world: int = 1, uniform_columns: int = 0
+) -> "TrainBatches": ...
+@overload
+def create_dataset(
+    config: "Config", split: Literal["val"], rank: int = 0, world: int = 1, uniform_columns: int = 0
+) -> "EvalBatches": ...
 def create_dataset(config: "Config", split: str, rank: int = 0, world: int = 1, uniform_columns: int = 0) -> "Batches":
     """The batches of one split on one rank.
 
@@ -58,10 +67,21 @@ def create_dataset(config: "Config", split: str, rank: int = 0, world: int = 1, 
         samples = _open_split(root, "train", None, config.listing_cache)
         _check_classes(samples.classes, samples.folder, config.num_classes)
         return TrainBatches(samples, config, rank, world, uniform_columns)
-    classes = _classes_of(root, "train")
+    classes, source = _classes_of(root, "train"), "train"
+    if classes is None:
+        classes, source = classes_beside(config.pretrained), "weights"
     samples = _open_split(root, "val", classes, config.listing_cache)
     _check_classes(samples.classes, samples.folder, config.num_classes)
-    return EvalBatches(samples, config, rank, world, "val" if classes is None else "train")
+    return EvalBatches(samples, config, rank, world, "val" if classes is None else source)
+
+
+def open_train(config: "Config") -> Samples:
+    """The training images as they lie there.
+
+    Raises:
+        UserError: there are none.
+    """
+    return _open_split(Path(config.data_url), "train", None, config.listing_cache)
 
 
 def _open_split(root: Path, split: str, classes: Optional[list[str]], cache: str) -> Samples:
@@ -78,6 +98,16 @@ def _classes_of(root: Path, split: str) -> Optional[list[str]]:
 
 
 def class_names(config: "Config") -> Optional[list[str]]:
+    """The names of a trained network's outputs: from beside its weights, else as `classes_in_data`.
+
+    Raises:
+        UserError: as `classes_in_data`; or the names beside the weights are damaged.
+    """
+    beside = classes_beside(config.pretrained)
+    return beside if beside is not None and len(beside) == config.num_classes else classes_in_data(config)
+
+
+def classes_in_data(config: "Config") -> Optional[list[str]]:
     """The sorted class names, from data_url's train/, else its val/; None where there is neither.
 
     Raises:
@@ -92,7 +122,7 @@ def class_names(config: "Config") -> Optional[list[str]]:
 
 
 def _check_classes(classes: list[str], folder: str, num_classes: int) -> None:
-    if len(classes) != num_classes:
+    if num_classes and len(classes) != num_classes:  # 0: as many as there are
         raise UserError(
             f"num_classes: is {num_classes}, but {folder} has {len(classes)} class folders; "
             f"set num_classes to {len(classes)} or mend the folder"
@@ -104,7 +134,7 @@ class Batches:
 
     Attributes:
         classes: sorted names of the class folders; labels count in them.
-        classes_from: the split whose folders they are, train or val.
+        classes_from: whose names they are: the split train or val, or the weights'.
         size: number of images in the split, over all ranks.
         steps: batches an epoch on this rank.
     """

@@ -9,7 +9,7 @@ import numpy as np
 from src.args import Config
 from src.data.augment.transforms import EvalTransform
 from src.data.image_files import UndecodableImage
-from src.data.imagenet import class_names, open_train
+from src.data.imagenet import classes_in_data, open_train
 from src.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def settle(config: Config) -> Config:
         UserError: there is no data to say it.
     """
     if config.num_classes == 0:
-        classes = class_names(config)
+        classes = classes_in_data(config)
         if classes is None:
             raise UserError(
                 f"num_classes: is 0, which takes it from data_url, but {config.data_url} has neither train/ nor val/"

@@ -22,7 +22,7 @@ import sys
 import time
 
 import mindspore as ms
-from mindspore import communication
+from mindspore import communication, device_context
 
 from src import RANK_TABLE
 from src.args import Config
@@ -62,6 +62,9 @@ def join(config: Config) -> tuple[Config, Ranks]:
             environment is half set.
     """
     beat(START_LIMIT)
+    if config.device_target == "auto":
+        config = config.model_copy(update={"device_target": find_device()})
+        _log.info("device_target: %s, which is there", config.device_target)
     world = _number("RANK_SIZE", _number("MS_WORKER_NUM", 1))
     if config.device_num not in (1, world):
         raise UserError(
@@ -91,6 +94,17 @@ def join(config: Config) -> tuple[Config, Ranks]:
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=world)
     ms.set_seed(config.seed + 1)  # MindSpore refuses 0
     return config.model_copy(update={"device_num": world}), Ranks(rank, world)
+
+
+def find_device() -> str:
+    """The first of Ascend, GPU and CPU that MindSpore finds here."""
+    for target in ("Ascend", "GPU"):
+        try:
+            if getattr(device_context, target.lower()).is_available():
+                return target
+        except (RuntimeError, ValueError, AttributeError):  # its driver or plugin does not load
+            continue
+    return "CPU"
 
 
 def _take_device(config: Config, device_id: int, world: int) -> None:

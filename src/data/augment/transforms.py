@@ -11,14 +11,12 @@ from typing import Callable, Optional
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from src.colours import IMAGENET_MEAN, IMAGENET_STD
 from src.data.augment import kernels
 from src.data.augment.auto_augment import create_auto_augment
 from src.data.augment.random_erasing import random_erasing
 from src.data.decode import decode, decode_part
 from src.data.image_files import MAX_PIXELS, UndecodableImage, read_image
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
