@@ -14,6 +14,7 @@ from src.args import Config, parse_args
 from src.assembly import build_classifier
 from src.data import class_names, create_dataset, load_eval_image
 from src.data.data_utils.modelarts import stage
+from src.data.settle import settle
 from src.distributed.join import join
 from src.errors import run
 from src.evaluation.evaluate import evaluate
@@ -25,10 +26,13 @@ log = logging.getLogger("eval")
 def main(argv: Optional[list[str]] = None) -> None:
     """Print loss, top-1 and top-5 over val/, or with --images the five likeliest classes of each."""
     images = ("--images", {"nargs": "+", "metavar": "IMAGE", "help": "classify these files instead of val/"})
-    config, rest = parse_args(argv, "Evaluate a DDRNet classifier.", extra=[images])
+    config, rest = parse_args(argv, "Evaluate a DDRNet classifier.", extra=[images], beside_weights=True)
     config, _ = stage(config, writes=False)
+    config = settle(config)
     config, ranks = join(config)
     log.setLevel(logging.INFO if ranks.is_first else logging.WARNING)
+    for note in rest.notes:
+        log.warning(note)
     network = build_classifier(config)
     if rest.images:
         if ranks.is_first:

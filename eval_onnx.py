@@ -21,12 +21,12 @@ PREPROCESSING = ("crop_mode", "crop_pct", "interpolation")
 
 def main(argv: Optional[list[str]] = None) -> None:
     """Print loss, top-1 and top-5 over val/, as eval.py does for a checkpoint."""
-    config, rest = parse_args(argv, "Evaluate an exported DDRNet classifier in ONNX Runtime.")
+    config, rest = parse_args(argv, "Evaluate an exported DDRNet classifier in ONNX Runtime.", beside_weights=True)
     if not config.pretrained:
         raise UserError("--pretrained: name the file to evaluate, such as DDRNet23.onnx; export.py writes it")
     config, _ = stage(config, writes=False)
     network = OnnxNetwork(config.pretrained, device(config, "device_target" in rest.given), config.device_id)
-    check(network, config)
+    config = check(network, config)
 
     if network.batch_size is not None:
         config = config.model_copy(update={"batch_size": network.batch_size})
@@ -47,15 +47,19 @@ def main(argv: Optional[list[str]] = None) -> None:
 
 def device(config: Config, given: bool) -> str:
     """Where to run: as the command line says; as the configuration says, if ONNX Runtime can; else on the CPU."""
+    if config.device_target == "auto":
+        return "CPU"
     if given or knows_device(config.device_target):
         return config.device_target
     log.info("device: CPU, as ONNX Runtime here has no %s", PROVIDERS[config.device_target])
     return "CPU"
 
 
-def check(network: OnnxNetwork, config: Config) -> None:
-    """Refuse a configuration that is not of this file's network; say where preprocessing differs."""
+def check(network: OnnxNetwork, config: Config) -> Config:
+    """Refuse a configuration that is not of this file's network; say where preprocessing differs; its colours count."""
     spec = network.description
+    if config.num_classes == 0:
+        config = config.model_copy(update={"num_classes": spec["num_classes"]})
     for key in ("num_classes", "image_size"):
         if spec[key] != getattr(config, key):
             raise UserError(
@@ -67,6 +71,8 @@ def check(network: OnnxNetwork, config: Config) -> None:
             log.info(
                 "%s: %s as the configuration says; %s was exported with %s", key, own, config.pretrained, spec[key]
             )
+    colours = {key: tuple(spec[key]) for key in ("mean", "std") if key in spec}
+    return config.model_copy(update=colours)
 
 
 def check_classes(network: OnnxNetwork, classes: list[str], config: Config) -> None:

@@ -17,6 +17,7 @@ from src import __version__
 from src.args import parse_args, switch
 from src.assembly import build_classifier
 from src.data import class_names
+from src.data.settle import settle
 from src.distributed.join import join
 from src.errors import UserError, run
 from src.files import atomic_write
@@ -44,7 +45,11 @@ def main(argv: Optional[list[str]] = None) -> None:
     folding = ("--fold_batch_norm", switch("make batch norm part of the convolutions, for runtimes that do not"))
     dynamic = ("--dynamic_batch", switch("ONNX: a file that takes any number of images at once"))
     config, rest = parse_args(
-        argv, "Export a DDRNet classifier to the current folder.", extra=[version, folding, dynamic], purpose="export"
+        argv,
+        "Export a DDRNet classifier to the current folder.",
+        extra=[version, folding, dynamic],
+        purpose="export",
+        beside_weights=True,
     )
     if config.file_format == "ONNX":
         need_onnx()
@@ -53,6 +58,9 @@ def main(argv: Optional[list[str]] = None) -> None:
     if rest.dynamic_batch and "batch_size" in rest.given:
         raise UserError("--dynamic_batch: the file takes any number of images; leave out --batch_size")
 
+    for note in rest.notes:
+        log.warning(note)
+    config = settle(config)
     classes = class_names(config)
     config, _ = join(config)
     network = build_classifier(config, portable=True)

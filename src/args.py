@@ -392,12 +392,11 @@ def parse_args(
         beside = Path(Config(pretrained=values["pretrained"]).pretrained).parent / CONFIG_FILE
         if beside.is_file():
             trained = _values_in(str(beside), "")
+            told = [name for name in OF_THE_NETWORK if name in values and name in trained]
             rest.notes = [
                 f"{name}: {values[name]!r}, but {beside} says {trained[name]!r}, which the weights were trained with"
-                for name in OF_THE_NETWORK
-                if name in values
-                and name in trained
-                and Config(**{name: values[name]}) != Config(**{name: trained[name]})
+                for name in told
+                if Config(**{name: values[name]}) != Config(**{name: trained[name]})
             ]
             values = {**{name: trained[name] for name in trained if name not in _OF_A_RUN}, **values}
     config = Config(**values)
