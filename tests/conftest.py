@@ -30,9 +30,9 @@ def write_digits(folder: Path) -> Path:
 
 # What starts training runs, ranks, compilers or fuzzers; all other files are `fast`.
 PROCESS = {
-    "test_compile_cache", "test_distributed", "test_infer_310", "test_infer_310_preprocess", "test_kernels",
-    "test_launcher", "test_mindir", "test_modelarts", "test_onnx", "test_onnx_programs", "test_programs",
-    "test_resume",
+    "test_compile_cache", "test_distributed", "test_documents", "test_infer_310", "test_infer_310_preprocess",
+    "test_kernels", "test_launcher", "test_mindir", "test_modelarts", "test_onnx", "test_onnx_programs",
+    "test_programs", "test_resume", "test_run_folder",
 }  # fmt: skip
 
 

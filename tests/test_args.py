@@ -371,10 +371,3 @@ def test_importing_the_entry_points_parses_nothing():
     subprocess.run(
         [sys.executable, "-c", "import train, eval, export", "--no_such_flag"], cwd=ROOT, check=True, timeout=60
     )
-
-
-def test_the_page_of_keys_is_what_the_definition_says():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/make_configuration_page.py"), "--check"], cwd=ROOT, check=False, timeout=60
-    )
-    assert done.returncode == 0, "run python scripts/make_configuration_page.py"
