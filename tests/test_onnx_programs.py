@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -296,3 +297,25 @@ def test_preprocessing_other_than_the_files_is_said(exported, digits, caplog):
     with caplog.at_level("INFO"):
         evaluate(exported, digits, "--crop_pct", 0.5)
     assert "crop_pct: 0.5 as the configuration says" in caplog.text
+
+
+def test_the_documents_example_names_the_classes_that_eval_names(cell, exported, digits, tmp_path):
+    """The two programs in docs/onnx.md, run as they stand there."""
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(), re.DOTALL)
+    (tmp_path / "DDRNet23.onnx").write_bytes(exported.read_bytes())
+    check = "assert abs(logits - session.run(None, {'images': preprocess(path)[None]})[0][0]).max() < 0.05\n"
+    (tmp_path / "serve.py").write_text(first + second + check)
+    images = sorted((digits / "val").glob("*/*.png"))[::7]
+    command = [sys.executable, "serve.py", *map(str, images)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    config, _ = parse_args(["--ddr_config", str(TINY)])
+    for number, path in enumerate(images):
+        logits = cell(Tensor(load_eval_image(str(path), config)[None])).asnumpy()[0].astype(np.float64)
+        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        likeliest = np.argsort(-shares)[:5]
+        want = [[str(path), f"{shares[index]:.2%}", DIGITS[index]] for index in likeliest]
+        got = rows[5 * number : 5 * number + 5]
+        assert [row[2] for row in got] == [row[2] for row in want]
+        assert [float(row[1][:-1]) for row in got] == pytest.approx([float(row[1][:-1]) for row in want], abs=0.011)
