@@ -299,7 +299,7 @@ def test_preprocessing_other_than_the_files_is_said(exported, digits, caplog):
     assert "crop_pct: 0.5 as the configuration says" in caplog.text
 
 
-def test_the_documents_example_names_the_classes_that_eval_names(cell, exported, digits, tmp_path):
+def test_the_documents_programs_see_the_pixels_that_eval_sees(exported, digits, tmp_path):
     """The two programs in docs/onnx.md, run as they stand there."""
     first, second = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(), re.DOTALL)
     (tmp_path / "DDRNet23.onnx").write_bytes(exported.read_bytes())
@@ -312,7 +312,7 @@ def test_the_documents_example_names_the_classes_that_eval_names(cell, exported,
     rows = [line.split() for line in done.stdout.splitlines()]
     config, _ = parse_args(["--ddr_config", str(TINY)])
     for number, path in enumerate(images):
-        logits = cell(Tensor(load_eval_image(str(path), config)[None])).asnumpy()[0].astype(np.float64)
+        logits = OnnxNetwork(exported)(load_eval_image(str(path), config)[None])[0].astype(np.float64)
         shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         likeliest = np.argsort(-shares)[:5]
         want = [[str(path), f"{shares[index]:.2%}", DIGITS[index]] for index in likeliest]
