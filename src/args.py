@@ -9,14 +9,13 @@ import difflib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Optional, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from src.augment_spec import parse_spec
 from src.colours import IMAGENET_MEAN, IMAGENET_STD
 from src.errors import UserError, printable
-from src.models.architectures import ARCHITECTURES, FLAVOURS
 from src.plain_yaml import read_value, read_yaml
 
 MOST = 10**9  # what any count may be; keys that cost memory or time have lower limits of their own
@@ -80,8 +79,8 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # network
-    arch: Literal[tuple(ARCHITECTURES)] = key("DDRNet23", "network")
-    flavour: Literal[tuple(FLAVOURS)] = key("zoo", "zoo: as the checkpoint on MindSpore Hub; paper: as the authors'")
+    arch: Literal["DDRNet23Slim", "DDRNet23", "DDRNet39"] = key("DDRNet23", "network")
+    flavour: Literal["zoo", "paper"] = key("zoo", "zoo: as the checkpoint on MindSpore Hub; paper: as the authors'")
     num_classes: Annotated[int, Field(ge=0, le=1_000_000)] = key(
         1000, "number of classes; must equal the number of class folders; 0: as many as there are"
     )
@@ -228,7 +227,7 @@ class Config(BaseModel):
     @classmethod
     def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
         """What the model zoo's files and flags write: 0. for a whole number, 0 and 1 for a boolean."""
-        default = cls.model_fields[info.field_name].default
+        default = cls.model_fields[info.field_name or ""].default
         if isinstance(default, bool):
             return bool(value) if type(value) in (int, float) and value in (0, 1) else value
         if isinstance(default, int) and isinstance(value, float) and value.is_integer():
@@ -384,9 +383,9 @@ def parse_args(
     if rest.ddr_config is not None:
         rest.ddr_config = os.path.expanduser(rest.ddr_config)  # noqa: PTH111
         values = _values_in(rest.ddr_config, "--ddr_config ")
-    flags = {name: _typed(name, value) for name, value in given.items()}
-    _check(flags, "flag --")
-    values.update(flags)
+    typed = {name: _typed(name, value) for name, value in given.items()}
+    _check(typed, "flag --")
+    values.update(typed)
     rest.notes = []
     if beside_weights and values.get("pretrained"):
         beside = Path(Config(pretrained=values["pretrained"]).pretrained).parent / CONFIG_FILE
@@ -468,10 +467,10 @@ def _check_together(config: Config, purpose: Purpose) -> None:
         raise UserError(f"start_epoch: must be below epochs, {config.epochs}, not {config.start_epoch}")
     if purpose == "export" and config.file_format == "AIR" and config.device_target not in ("Ascend", "auto"):
         raise UserError("file_format: AIR needs --device_target Ascend; MINDIR serves on every device")
-    if config.image_size / config.crop_pct > 8192:
+    if config.image_size / config.crop_pct > 5000:
         raise UserError(
             f"crop_pct: {config.crop_pct} of a side is to be {config.image_size} pixels (image_size), but images are "
-            "resized to 8192 at most"
+            "resized to 5000 at most"
         )
     if purpose == "train":
         check_pairs(config)
@@ -513,5 +512,5 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(message)

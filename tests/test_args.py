@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from src.args import Config, keys, keys_that_change, parse_args
 from src.errors import UserError
+from src.models.architectures import ARCHITECTURES, FLAVOURS
 from src.plain_yaml import read_value
 from tests.conftest import ROOT
 
@@ -345,6 +347,9 @@ def test_help_lists_every_key():
 def test_every_key_says_what_it_may_be():
     allowed = {key.name: key.allowed for key in keys()}
     assert list(allowed) == list(Config.model_fields)
+    assert allowed["arch"] == "DDRNet23Slim, DDRNet23 or DDRNet39"
+    assert set(get_args(Config.model_fields["arch"].annotation)) == set(ARCHITECTURES)
+    assert set(get_args(Config.model_fields["flavour"].annotation)) == set(FLAVOURS)
     assert allowed["optimizer"] == "momentum, sgd, adamw, lamb or rmsprop"
     assert allowed["freeze"] == "'', stem, stage1, stage2, stage3, stage4 or backbone"
     assert allowed["use_nesterov"] == "True or False"

@@ -159,7 +159,7 @@ def _number(holder: dict, name: str, where: str) -> int:
     text = str(value) if type(value) in (str, int) else ""
     if not re.fullmatch(r"[0-9]{1,5}", text):
         raise UserError(f"{where}: {name} is {_shown(value)}; must be a number from 0 to 99999")
-    return int(value)
+    return int(text)
 
 
 def _check_address(value: Any, where: str) -> None:
