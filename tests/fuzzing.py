@@ -122,8 +122,25 @@ def repacked(content: bytes, mutations: Sequence[Mutation], other: bytes, choice
     return file.getvalue()
 
 
-def targets(folder: Path) -> dict[str, Target]:
-    """Every reader of files that a user may hand in, with right files written in `folder`."""
+WEIGHTS = ("ckpt", "safetensors", "PyTorch")
+OTHERS = ("description", "labels", "run state", "image")
+PLAIN = (
+    "YAML", "flags", "auto_augment", "JSON", "text", "rank table", "hccn.conf", "listing cache", "packed table",
+)  # fmt: skip
+NAMES = (*PLAIN, *WEIGHTS, *OTHERS)
+
+
+def targets(folder: Path, names: Sequence[str] = NAMES) -> dict[str, Target]:
+    """Readers of files that a user may hand in, with right files written in `folder`."""
+    found: dict[str, Target] = {}
+    for group, make in ((PLAIN, plain_targets), (WEIGHTS, weight_targets), (OTHERS, other_targets)):
+        if set(group) & set(names):  # those of weights import two frameworks
+            found.update(make(folder))
+    return {name: target for name, target in found.items() if name in names}
+
+
+def plain_targets(folder: Path) -> dict[str, Target]:
+    """The readers of configurations, tables and listings."""
     from src.args import parse_args
     from src.augment_spec import parse_spec
     from src.data.listing import Samples, list_folder
@@ -196,8 +213,6 @@ def targets(folder: Path) -> dict[str, Target]:
         ),
         "listing cache": Target(str(listing), [listing.read_bytes()], read_listing),
         "packed table": Target(str(packed / "val.index.npz"), [index, plain.getvalue()], read_packed),
-        **weight_targets(folder),
-        **other_targets(folder),
     }  # fmt: skip
 
 

@@ -12,12 +12,8 @@ from src.errors import UserError
 from src.files import write_text
 from src.launcher.rank_table import read_rank_table
 from src.weights.names import without_wrappers
-from tests.fuzzing import KINDS, targets
+from tests.fuzzing import KINDS, NAMES, targets
 
-NAMES = (
-    "YAML", "flags", "auto_augment", "JSON", "text", "rank table", "hccn.conf", "listing cache", "packed table", "ckpt",
-    "safetensors", "PyTorch", "description", "labels", "run state", "image",
-)  # fmt: skip
 MUTATIONS = st.lists(
     st.tuples(st.sampled_from(KINDS), st.floats(0, 1), st.integers(0, (1 << 62) - 1)), min_size=1, max_size=6
 )
@@ -61,9 +57,9 @@ def test_bytes_of_no_meaning_are_one_line(readers, name, tmp_path_factory, conte
         readers[name].attempt(content, tmp_path_factory.getbasetemp())
 
 
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 NESTED = st.recursive(
-    PLAIN,
+    VALUES,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
@@ -71,7 +67,7 @@ KEY = st.sampled_from(
     ["server_list", "server_count", "status", "server_id", "device", "device_id", "device_ip", "rank_id"]
 )
 TABLES = st.recursive(
-    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEY, inner, max_size=5), max_leaves=20
+    VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEY, inner, max_size=5), max_leaves=20
 )
 
 
