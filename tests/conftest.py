@@ -32,7 +32,7 @@ def write_digits(folder: Path) -> Path:
 PROCESS = {
     "test_compile_cache", "test_distributed", "test_documents", "test_infer_310", "test_infer_310_preprocess",
     "test_kernels", "test_launcher", "test_mindir", "test_modelarts", "test_onnx", "test_onnx_programs",
-    "test_programs", "test_resume", "test_run_folder",
+    "test_programs", "test_recipe_against_pytorch", "test_resume", "test_run_folder",
 }  # fmt: skip
 
 
