@@ -245,6 +245,18 @@ def test_color_jitter_scales_brightness_contrast_and_saturation_in_every_order()
     assert len(orders) == 6
 
 
+def test_color_jitter_of_a_grey_image_is_its_brightness_alone_uniform_from_06_to_14():
+    """Contrast about its own mean and saturation leave grey as it is."""
+    grey = Image.new("RGB", (4, 4), (100, 100, 100))
+    values = [transforms.color_jitter(grey, 0.4, np.random.default_rng(seed)).getpixel((0, 0)) for seed in range(2000)]
+    assert all(len(set(value)) == 1 for value in values)
+    levels = np.array([value[0] for value in values])
+    assert 60 <= levels.min() < 62 < 138 < levels.max() <= 140
+    for level in (80, 100, 120):
+        share = (level - 60) / 80
+        assert abs((levels < level).sum() - 2000 * share) <= 5 * math.sqrt(2000 * share * (1 - share))
+
+
 def test_jitter_and_erasing_take_part_where_the_configuration_says(tmp_path):
     encoded = encode(photo(), "PNG")
     out = {}

@@ -5,6 +5,7 @@ A changed constant, a swapped row of a table, a dropped operation must fail some
 
 import io
 import math
+import re
 
 import numpy as np
 import pytest
@@ -378,3 +379,26 @@ def test_a_crop_of_a_scaled_jpeg_sees_the_rows_below_it_as_far_as_the_filter_rea
     np.testing.assert_array_equal(
         np.asarray(image.resize((224, 224), resample, scaled)), np.asarray(whole.resize((224, 224), resample, scaled))
     )
+
+
+# The page
+
+
+def test_every_test_that_the_page_names_is_there():
+    page = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(test_\w+)`", page))
+    files = set(re.findall(r"`(?:tests/)?(test_\w+\.py)`", page))
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    assert len(names) >= 20
+    assert files <= set(sources)
+    assert not [name for name in names if not any(f"def {name}(" in source for source in sources.values())]
+
+
+def test_every_row_of_the_pages_comparison_says_how_it_was_compared():
+    page = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and line.count(" | ") == 4]
+    rows = [row for row in rows if row[0] != "| item"]
+    assert len(rows) > 40
+    assert not [
+        row[0] for row in rows if not re.search(r"test_\w+|benchmarks/|\bread\b|\brun\b|\.md\)", " ".join(row[2:4]))
+    ]
