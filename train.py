@@ -50,7 +50,8 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
     # 4. Where the run begins: afresh, or where a checkpoint ends.
     session = Session(config, network, step, train, ranks, outbox, stop)
     session.resume()
-    log.info(describe(config, network, train, val, step.rates))
+    for line in describe(config, network, train, val, step.rates):
+        log.info(line)
     log.info("kernels: %s", f"our own, {kernels}" if kernels.update else "MindSpore's")
 
     # 5. Epoch after epoch: train, validate, record, save.

@@ -35,19 +35,17 @@ def output_folder(config: "Config") -> Path:
     return Path(config.train_url or ".")
 
 
-def describe(config: "Config", network: "nn.Cell", train: "Batches", val: "Batches", rates: "np.ndarray") -> str:
+def describe(config: "Config", network: "nn.Cell", train: "Batches", val: "Batches", rates: "np.ndarray") -> list[str]:
     """What a run is about to do, in lines: the configuration and what follows from it."""
     defaults = type(config)().model_dump()
     lines = [f"  {name}: {value}" for name, value in config.model_dump().items() if value != defaults[name]]
     parameters = sum(parameter.size for parameter in network.trainable_params())
     peak = rates.max()
-    return "\n".join(
-        [
-            "configuration, where it differs from the defaults:",
-            *lines,
-            f"network: {config.arch}, {parameters:,} trainable parameters",
-            f"data: {train.size:,} training and {val.size:,} validation images in {len(train.classes):,} classes",
-            f"learning rate: at most {peak:.6g}, for a global batch of {config.images_an_update:,}",
-            f"updates: {len(rates):,}",
-        ]
-    )
+    return [
+        "configuration, where it differs from the defaults:",
+        *lines,
+        f"network: {config.arch}, {parameters:,} trainable parameters",
+        f"data: {train.size:,} training and {val.size:,} validation images in {len(train.classes):,} classes",
+        f"learning rate: at most {peak:.6g}, for a global batch of {config.images_an_update:,}",
+        f"updates: {len(rates):,}",
+    ]
