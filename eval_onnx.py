@@ -4,7 +4,7 @@ python eval_onnx.py --pretrained DDRNet23.onnx --ddr_config CONFIG --device_targ
 """
 
 import logging
-from typing import Optional
+from typing import Any, Optional
 
 from tqdm import tqdm
 
@@ -71,7 +71,7 @@ def check(network: OnnxNetwork, config: Config) -> Config:
             log.info(
                 "%s: %s as the configuration says; %s was exported with %s", key, own, config.pretrained, spec[key]
             )
-    colours = {key: tuple(spec[key]) for key in ("mean", "std") if key in spec}
+    colours: dict[str, Any] = {key: tuple(spec[key]) for key in ("mean", "std") if key in spec}
     return config.model_copy(update=colours)
 
 

@@ -33,7 +33,7 @@ def write_digits(out: Path) -> int:
             folder = partial / split / str(scans.target[index])
             folder.mkdir(parents=True, exist_ok=True)
             grey = Image.fromarray((scans.images[index] * 255 / 16).round().astype("uint8"))
-            grey.resize((SIZE, SIZE), Image.BICUBIC).save(folder / f"digit_{index:04d}.png")
+            grey.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(folder / f"digit_{index:04d}.png")
     partial.rename(out)
     return len(scans.images)
 

@@ -28,7 +28,7 @@ _SPREAD = (float, lambda value: value >= 0, "a number of at least 0")
 _COUNT = (int, lambda value: 1 <= value <= 100, "a whole number from 1 to 100")
 _FLAG = (int, lambda value: value in (0, 1), "0 or 1")
 # The sections of each kind: type, test, and what the test wants.
-_SECTIONS = {
+_SECTIONS: dict[str, dict[str, tuple]] = {
     "rand": {
         "m": _LEVEL,
         "n": _COUNT,

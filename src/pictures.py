@@ -41,7 +41,8 @@ def draw_text(
         while text and text_width(text + "…", size) > width:
             text = text[:-1]
         text += "…"
-    x, y = place
+    x: float = place[0]
+    y = place[1]
     baseline = y + round(0.93 * size)  # DejaVu Sans's ascent; the fonts of a line share it
     for path, letters in _runs(text):
         draw.text((x, baseline), letters, fill=fill, font=_font(path, size), anchor="ls")
@@ -74,9 +75,8 @@ def fit(image: Image.Image, side: int) -> Image.Image:
     longer = max(image.size)
     if longer > side:
         scale = side / longer
-        return image.resize(
-            tuple(max(1, round(length * scale)) for length in image.size), Image.Resampling.LANCZOS, reducing_gap=3.0
-        )
+        width, height = (max(1, round(length * scale)) for length in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     factor = side // longer
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 

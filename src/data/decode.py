@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -64,7 +64,7 @@ def decode_part(
             image = to_rgb(image)
         return image, draw_box(*image.size)
     width, height = image.size
-    box = draw_box(width, height)
+    box: tuple[float, float, float, float] = draw_box(width, height)
     factor = max(f for f in (1, 2, 4, 8) if f == 1 or min(box[2] - box[0], box[3] - box[1]) >= 2 * f * side)
     if factor > 1:
         image.draft(image.mode, (-(-width // factor), -(-height // factor)))
@@ -77,7 +77,8 @@ def decode_part(
     if factor == 1:
         return decode(encoded), box
     whole = decode(encoded)
-    return whole, tuple(edge * whole.width / image.width for edge in box)
+    left, upper, right, lower = (edge * whole.width / image.width for edge in box)
+    return whole, (left, upper, right, lower)
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def _open(encoded: bytes) -> Image.Image:
     return image
 
 
-def _decode_rows(image: Image.Image, rows: int) -> Optional[Image.Image]:
+def _decode_rows(image: Any, rows: int) -> Optional[Image.Image]:
     """The first rows of a JPEG that is opened and not yet loaded; None where that cannot be had.
 
     Pillow's decoder stops when the rows it was given are full, and then complains that the file goes on. That the

@@ -189,7 +189,8 @@ def bare_png(encoded: bytes) -> bytes:
     Chunks that may be ignored are passed over unread, so nothing in them matters; the others must be whole, known and
     their CRC right, and so must the compressed stream, with its checksum. What follows the image data does not count.
     """
-    header, palette, pieces = b"", b"", []
+    header, palette = b"", b""
+    pieces: list[memoryview] = []
     for name, body, checksum in _chunks(encoded):
         if pieces and name != b"IDAT":
             break
@@ -268,7 +269,8 @@ def _stored(pieces: list[memoryview], size: int) -> bytes:
     inflater, wrapper, left, parts = zlib.decompressobj(), zlib.compressobj(0), size, []
     slices = (piece[at : at + _PIECE] for piece in pieces for at in range(0, len(piece), _PIECE))
     try:
-        for data in slices:
+        for piece in slices:
+            data = bytes(piece)
             while not inflater.eof:
                 raw = inflater.decompress(data, 16 * _PIECE)
                 parts.append(wrapper.compress(raw[:left]))

@@ -144,7 +144,7 @@ class Batches:
         self.classes, self.classes_from, self.size = samples.classes, classes_from, len(samples)
         self.steps = 0
 
-    def _run(self, job, first: int = 0) -> Iterator:
+    def _run(self, job, first: int = 0) -> Prefetcher:
         batch = self.config.batch_size
         workers = clamp_workers(self.config.num_parallel_workers)
         return Prefetcher(job, range(first, self.steps), workers, ahead=2 + -(-workers // batch))
@@ -163,7 +163,8 @@ class TrainBatches(Batches):
     def __init__(self, samples: Samples, config: "Config", rank: int, world: int, uniform_columns: int = 0) -> None:
         super().__init__(samples, config, rank, world, "train")
         self.uniform_columns = uniform_columns
-        self.bad, self.bad_paths = 0, []
+        self.bad = 0
+        self.bad_paths: list[str] = []
         self.update = update = config.batch_size * world * config.accumulation_step
         check_pairs(config)
         if len(samples) < update:
@@ -305,7 +306,7 @@ class _TrainJob:
         targets = self.batches.targets(batch.labels)
         if self.mixup:
             self.mixup.apply(batch.images, targets, self.mix(batch))
-        arrays = (batch.images, targets)
+        arrays: tuple[np.ndarray, ...] = (batch.images, targets)
         if self.batches.uniform_columns:
             rng = _generator(_UNIFORM, self.config.seed, self.epoch, batch.update)
             uniforms = rng.random((self.batches.update, self.batches.uniform_columns), np.float32)
@@ -314,6 +315,7 @@ class _TrainJob:
 
     def mix(self, batch: _TrainBatch) -> Mix:
         """How the batch's images are mixed, from the draws of the groups that they belong to."""
+        assert self.mixup is not None
         group, update = self.config.mixup_group, self.batches.update
         mix = Mix.unmixed(update)
         for number in np.unique(batch.positions // group).tolist():

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 
@@ -111,7 +111,9 @@ class _Entry:
     def __init__(self, batch: Any, places: int) -> None:
         self.batch, self.places = batch, places
         self.next_place, self.left = 0, places
-        self.result, self.error, self.done = None, None, False
+        self.result: Any = None
+        self.error: Optional[BaseException] = None
+        self.done = False
 
 
 class _State:

@@ -137,9 +137,9 @@ def shrink(encoded: bytes, short_side: int) -> bytes:
     shorter = min(image.size)
     if shorter <= short_side:
         return encoded
-    size = tuple(max(short_side, round(length * short_side / shorter)) for length in image.size)
+    width, height = (max(short_side, round(length * short_side / shorter)) for length in image.size)
     file = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=95)
+    image.resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import IO, NamedTuple, Optional, Union
 
 from tqdm import tqdm
 
@@ -185,7 +185,7 @@ def read_devkit(path: Path) -> Devkit:
             for member in kit:
                 for name in (_META, _TRUTH):
                     if member.isreg() and ("/" + member.name).endswith("/" + name) and member.size < _DEVKIT_LIMIT:
-                        found[name] = kit.extractfile(member).read()
+                        found[name] = _opened(kit, member).read()
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); fetch it again") from error
     for name in (_META, _TRUTH):
@@ -250,7 +250,7 @@ def unpack_train(path: Path, out: Path, devkit: Devkit, trusted: bool = False, a
         ) as bar:
             for name, member in left.items():
                 source = f"{path}: {name}.tar"
-                with _open(source, archive.extractfile(member)) as images:
+                with _open(source, _opened(archive, member)) as images:
                     counts[name] = _unpack(images, source, partial / name, rf"({name}_\d+\.JPEG)", bar)
                 if counts[name] != wanted[name] and not trusted:
                     shutil.rmtree(partial / name)
@@ -308,7 +308,15 @@ def _fail_count(source: str, found: int, wanted: int) -> None:
     raise UserError(f"{source}: holds {found:,} images, the development kit says {wanted:,}; fetch it again")
 
 
-def _open(source: object, file: Optional[io.BufferedIOBase] = None) -> tarfile.TarFile:
+def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    """A regular member's content."""
+    file = archive.extractfile(member)
+    if file is None:
+        raise tarfile.TarError(f"{member.name} is no file")
+    return file
+
+
+def _open(source: Union[str, Path], file: Optional[IO[bytes]] = None) -> tarfile.TarFile:
     """Open a plain tar file, by its path or as a part of another."""
     try:
         return tarfile.open(fileobj=file, mode="r:") if file else tarfile.open(source, "r:")
@@ -355,7 +363,7 @@ def _unpack(archive: tarfile.TarFile, source: str, folder: Path, pattern: str, b
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, source: str) -> None:
     """Write one member's bytes to a file."""
-    file = archive.extractfile(member)
+    file = _opened(archive, member)
     left = member.size
     with path.open("xb") as out, suppress(tarfile.TarError):  # where the archive is cut short
         while chunk := file.read(min(left, _CHUNK)):

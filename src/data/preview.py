@@ -14,6 +14,7 @@ from src.args import Config, parse_args
 from src.data import create_dataset
 from src.data.augment.transforms import EvalTransform, TrainTransform, UndecodableImage, decode, denormalise
 from src.data.imagenet import sample_generator
+from src.data.settle import settle
 from src.errors import UserError, run
 from src.files import atomic_write
 from src.pictures import class_label, draw_text, fit
@@ -78,17 +79,18 @@ def draw_preview(config: Config, rows: int = 6, cell: int = 160) -> Image.Image:
         draw, (3, rows * height + 2), "The first batch of epoch 1, as the network gets it:", LETTER, columns * cell - 6
     )
     try:
-        images, targets = next(iter(train.epoch(1)))[:2]
+        images, targets = map(list, next(iter(train.epoch(1)))[:2])
     except UserError as error:  # too many that cannot be decoded
         log.warning("%s", error)
         images, targets = [], []
+    colours = [tuple(map(float, values)) for values in (config.mean, config.std)]
     for column, (image, target) in enumerate(zip(images, targets)):
         shares = [
             f"{target[label]:.2f} {class_label(train.classes[label], label)}"
             for label in np.argsort(-target, kind="stable").tolist()
             if target[label] > 0
         ]
-        show(denormalise(image, config.mean, config.std), rows, column, *shares, top=TEXT)
+        show(denormalise(image, *colours), rows, column, *shares, top=TEXT)
     return grid
 
 
@@ -101,7 +103,7 @@ def main() -> None:
         ],
     )
     out = check_picture_path("--out", rest.out)
-    grid = draw_preview(config)
+    grid = draw_preview(settle(config))
     with atomic_write(out) as temporary:
         grid.save(temporary)
     print(out)

@@ -7,7 +7,7 @@ for both, and one that no reduction rounds. Each method does nothing where there
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,12 @@ class Ranks:
 
     def sum_totals(self, totals: Totals) -> Totals:
         """The sum over all ranks, the same on each: counts exactly, losses in float64 in the ranks' order."""
-        return Totals(*(self.add_up(value) for value in astuple(totals)))
+        return Totals(
+            int(self.add_up(totals.images)),
+            self.add_up(totals.loss),
+            int(self.add_up(totals.top1)),
+            int(self.add_up(totals.top5)),
+        )
 
     def average_statistics(self, statistics: list[Parameter]) -> None:
         """Replace float32 parameters by their average over the ranks, in place.
@@ -77,10 +82,7 @@ class Ranks:
         if self.world == 1:
             return
         parameters = list(parameters)
-        digests = [
-            hashlib.blake2b(np.ascontiguousarray(parameter.asnumpy()), digest_size=8).digest()
-            for parameter in parameters
-        ]
+        digests = [hashlib.blake2b(parameter.asnumpy().tobytes(), digest_size=8).digest() for parameter in parameters]
         of_ranks = self.gather(np.frombuffer(b"".join(digests), np.int64))
         differs = of_ranks != of_ranks[0]
         if differs.any():

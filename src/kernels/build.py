@@ -98,8 +98,9 @@ def has_bfloat16() -> bool:
     return path is not None and bool(ctypes.CDLL(str(path)).ddrnet_has_bfloat16())
 
 
-def _without(reason: str) -> None:
+def _without(reason: str) -> Optional[Path]:
     _log.warning("the CPU kernels: %s; MindSpore's own are used, slower", reason)
+    return None
 
 
 def _is_ours(path: Path, say: bool = True) -> bool:
@@ -237,6 +238,7 @@ def _guard(scratch: str) -> Iterator:
     )
 
     def watch(group: int) -> None:
+        assert shell.stdin is not None
         shell.stdin.write(f"{group}\n".encode())
         shell.stdin.flush()
 
@@ -245,7 +247,8 @@ def _guard(scratch: str) -> Iterator:
     finally:
         shell.kill()
         shell.wait()
-        shell.stdin.close()
+        if shell.stdin is not None:
+            shell.stdin.close()
 
 
 def _take_all_signals() -> None:

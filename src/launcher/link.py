@@ -306,7 +306,7 @@ def _examine(
         proof.encode("utf-8", "surrogatepass"), _proof(job, "join", stranger.challenge, hello).encode()
     )
     right = all(type(hello.get(name)) is int for name in ("node", "nodes", "attempt")) and hello["attempt"] >= 0
-    if knows and right and hello["nodes"] == job.nodes and 0 < hello["node"] < job.nodes:
+    if knows and right and isinstance(node, int) and hello["nodes"] == job.nodes and 0 < node < job.nodes:
         if node in peers:  # it was started again before the others had come
             peers[node][0].close()
         peers[node] = (stranger.lines, hello)

@@ -39,11 +39,12 @@ def create_model(
     for key, value, known in choices:
         if value not in known:
             raise UserError(f"{key}: {value!r} is not one of {', '.join(known)}")
+    from src.models.layers import Layers
+
+    layers = Layers
     if native:
         from src.models.channels_last import LAYERS
 
         layers = LAYERS[native]
-    else:
-        from src.models.layers import Layers as layers
     drops = FLAVOURS[flavour].drop_path_on if drop_path_on == "auto" else drop_path_on
     return DDRNet(ARCHITECTURES[arch], FLAVOURS[flavour], num_classes, drop_path_rate, layers, drops)

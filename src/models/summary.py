@@ -78,7 +78,7 @@ def format_table(stages: Sequence[Stage]) -> str:
     lines = [("stage", "output", "parameters", "multiply-adds")]
     lines += [(s.name, "x".join(map(str, s.output)), f"{s.parameters:,}", f"{s.multiply_adds:,}") for s in stages]
     totals = (sum(s.parameters for s in stages), sum(s.multiply_adds for s in stages))
-    lines.append(("total", "", *(f"{total:,}" for total in totals)))
+    lines.append(("total", "", f"{totals[0]:,}", f"{totals[1]:,}"))
     widths = [max(map(len, column)) for column in zip(*lines)]
     rows = [
         "  ".join((a.ljust(widths[0]), b.ljust(widths[1]), c.rjust(widths[2]), d.rjust(widths[3])))

@@ -250,7 +250,8 @@ def _lower_resize(graph: _Graph, node: mindir.NodeProto, primitive: mindir.Primi
         ("Reshape", (count, channels, new_height, new_width)),
     )
     position = next(i for i, other in enumerate(graph.model.graph.node) if other is node)
-    source, shape = node.input[0], (count, channels, height, width)
+    source = node.input[0]
+    shape: tuple[int, ...] = (count, channels, height, width)
     for number, (op_type, operand) in enumerate(steps):
         name = f"{node.output[0]}:lowered_{number}"
         shape = _shape_after(op_type, shape, operand)

@@ -255,7 +255,7 @@ def _resize_nearest(
     return _resize(graph, x, size, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
-def _resize(graph: Graph, x: Tensor, size: Sequence[int], **attributes: str) -> Tensor:
+def _resize(graph: Graph, x: Tensor, size: Sequence[int], **attributes: Any) -> Tensor:
     """Resize height and width. With a fixed batch the sizes are a constant, as Ascend's converter wants them."""
     if graph.dynamic_batch:
         sizes = graph.add("Concat", graph.add("Shape", x, start=0, end=2), np.array(size, np.int64), axis=0)

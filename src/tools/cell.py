@@ -61,7 +61,10 @@ class Native:
 
 def native_kernels(config: Config) -> Native:
     """Where the CPU's own kernels serve: they compute in float32 or bfloat16, and must have been compiled."""
-    if config.device_target != "CPU" or config.cpu_kernels != "native" or library() is None:
+    if config.device_target != "CPU" or config.cpu_kernels != "native":
+        return Native()
+    path = library()
+    if path is None:
         return Native()
     network = {"O0": "float32", "auto": "bfloat16" if has_bfloat16() else "float32"}.get(config.amp_level, "")
-    return Native(network, update=True, library=library().stem)
+    return Native(network, update=True, library=path.stem)

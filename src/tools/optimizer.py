@@ -24,7 +24,7 @@ class Momentum(nn.Optimizer):
     is taken at w).
     """
 
-    def __init__(self, groups: list, rates: list, momentum: float, nesterov: bool) -> None:
+    def __init__(self, groups: list, rates: Sequence[float], momentum: float, nesterov: bool) -> None:
         super().__init__(rates, groups)
         self.momentum = Tensor(momentum, ms.float32)
         self.moments = self._parameters.clone(prefix="moments", init="zeros")
@@ -50,7 +50,7 @@ class NativeMomentum(nn.Optimizer):
 
     takes_factor = True
 
-    def __init__(self, groups: list, rates: list, momentum: float, nesterov: bool) -> None:
+    def __init__(self, groups: list, rates: Sequence[float], momentum: float, nesterov: bool) -> None:
         super().__init__(rates, groups)
         self.moments = self._parameters.clone(prefix="moments", init="zeros")
         self.exec_weight_decay = False
@@ -86,7 +86,10 @@ class AdamW(nn.Optimizer):
     uncorrected root); Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
     """
 
-    def __init__(self, groups: list, rates: list, beta: tuple[float, float], eps: float) -> None:
+    beta1_power: Parameter
+    beta2_power: Parameter
+
+    def __init__(self, groups: list, rates: Sequence[float], beta: tuple[float, float], eps: float) -> None:
         super().__init__(rates, groups)
         self.beta1, self.beta2, self.eps = (Tensor(value, ms.float32) for value in (*beta, eps))
         _add_adam_moments(self)
@@ -114,7 +117,10 @@ class AdamW(nn.Optimizer):
 class Lamb(nn.Optimizer):
     """Adam's direction at the length of each weight (You et al., arXiv 1904.00962, algorithm 2, phi the identity)."""
 
-    def __init__(self, groups: list, rates: list, beta: tuple[float, float], eps: float) -> None:
+    beta1_power: Parameter
+    beta2_power: Parameter
+
+    def __init__(self, groups: list, rates: Sequence[float], beta: tuple[float, float], eps: float) -> None:
         super().__init__(rates, groups)
         self.beta1, self.beta2 = beta
         self.eps = eps
@@ -209,12 +215,12 @@ def create_optimizer(network: nn.Cell, config: Config, rates: np.ndarray, native
                 if config.head_lr_scale != 1:
                     groups[-1]["lr"] = (rates * (config.head_lr_scale if head else 1.0)).tolist()
     groups.append({"order_params": parameters})
-    rates = rates.tolist()
+    whole = rates.tolist()
     if config.optimizer in ("momentum", "sgd"):  # two names of one rule
         rule = NativeMomentum if native else Momentum
-        return rule(groups, rates, config.momentum, config.use_nesterov)
+        return rule(groups, whole, config.momentum, config.use_nesterov)
     if config.optimizer == "adamw":
-        return AdamW(groups, rates, config.beta, config.eps)
+        return AdamW(groups, whole, config.beta, config.eps)
     if config.optimizer == "lamb":
-        return Lamb(groups, rates, config.beta, config.eps)
-    return nn.RMSProp(groups, rates, config.decay, config.momentum, config.eps)
+        return Lamb(groups, whole, config.beta, config.eps)
+    return nn.RMSProp(groups, whole, config.decay, config.momentum, config.eps)

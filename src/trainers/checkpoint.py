@@ -312,7 +312,7 @@ class Checkpoints:
 
     def newest_good(self) -> tuple[Optional[Saved], list[str]]:
         """The newest whole checkpoint, and a line for each newer one that is damaged."""
-        complaints = []
+        complaints: list[str] = []
         for path in reversed(self.numbered()):
             try:
                 return read_saved(path), complaints

@@ -81,8 +81,9 @@ def identify(arrays: Mapping[str, np.ndarray]) -> tuple[str, str, int]:
         stages = all(f"layer{part}.0.conv1.weight" in arrays for part in architecture.third)
         if stages and stem is not None and stem.shape[:1] == (architecture.planes,):
             arch = name
-    known = head is not None and head.ndim == 2 and 0 < len(head) <= MOST_CLASSES
-    return arch, flavour_of(arrays), len(head) if known else 1000
+    if head is None or head.ndim != 2 or not 0 < len(head) <= MOST_CLASSES:
+        return arch, flavour_of(arrays), 1000
+    return arch, flavour_of(arrays), len(head)
 
 
 def parameter_shapes(arch: str, flavour: str, num_classes: int) -> dict[str, tuple[int, ...]]:

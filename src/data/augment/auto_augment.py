@@ -1,7 +1,7 @@
 """AutoAugment, RandAugment and AugMix; `src.augment_spec` explains the specs that name them, and cites their papers."""
 
 import math
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 from PIL import Image
@@ -85,7 +85,8 @@ class AugmentOp:
     ) -> None:
         self.name, self.prob, self.magnitude, self.spread, self.ceiling = name, prob, magnitude, spread, ceiling
         self._resample = _RESAMPLE[interpolation] if name in _GEOMETRIC else None
-        self._apply, self._parameter = _GEOMETRIC[name] if self._resample else _POINTWISE[name]
+        operation: Any = _GEOMETRIC[name] if self._resample else _POINTWISE[name]
+        self._apply, self._parameter = operation
 
     def level(self, rng: np.random.Generator) -> float:
         """Draw a level."""
@@ -105,8 +106,10 @@ class AugmentOp:
         if self.prob < 1.0 and rng.random() >= self.prob:
             return image
         value = self.parameter(rng)
+        if value is None:
+            return self._apply(image)
         if self._resample is None:
-            return self._apply(image) if value is None else self._apply(image, value)
+            return self._apply(image, value)
         resample = self._resample[int(rng.integers(len(self._resample))) if len(self._resample) > 1 else 0]
         if self.name == "TranslateXRel":
             value *= image.width
@@ -209,7 +212,7 @@ def create_auto_augment(spec: str, interpolation: str = "bicubic") -> Optional[T
     if kind == "augmix":
         level = values.get("m", 3.0)
         operations = [AugmentOp(name, 1.0, level, spread, interpolation=interpolation) for name in AUGMIX]
-        return AugMix(operations, values.get("w", 3), values.get("d", 0), bool(values.get("b", 0)))
+        return AugMix(operations, int(values.get("w", 3)), int(values.get("d", 0)), bool(values.get("b", 0)))
     return AutoAugment(
         [
             [AugmentOp(name, prob, level, spread, interpolation=interpolation) for name, prob, level in steps]

@@ -6,8 +6,7 @@ Pillow itself does the work.
 """
 
 from functools import cache
-from types import ModuleType
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 from PIL import Image
@@ -20,7 +19,7 @@ _FILTERS = {
 
 
 @cache
-def engine() -> Optional[ModuleType]:
+def engine() -> Any:
     """The compiled functions; None without numba. Imported when first needed: it takes half a second."""
     try:
         from src.data.augment import compiled
@@ -29,7 +28,7 @@ def engine() -> Optional[ModuleType]:
     return compiled
 
 
-def resize(image: Image.Image, side: int, resample: int) -> Image.Image:
+def resize(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
     """Resize PIL RGB to `side` x `side` pixels with antialiasing.
 
     Horizontally first, with 8 bits between the passes: Pillow 13 turns to the other order for some tall images, and

@@ -118,7 +118,8 @@ def cut_box(share: float, size: tuple[int, int], centre: np.ndarray) -> tuple[in
         half = int(length * math.sqrt(1.0 - share)) // 2
         middle = int(place * length)
         edges += [max(middle - half, 0), min(middle + half, length)]
-    return tuple(edges)
+    top, bottom, left, right = edges
+    return top, bottom, left, right
 
 
 def _mix_pair(first: np.ndarray, second: np.ndarray, mix: Mix, i: int, j: int) -> None:

@@ -65,7 +65,7 @@ def sharpness(image: Image.Image, factor: float) -> Image.Image:
     return ImageEnhance.Sharpness(image).enhance(factor)
 
 
-def rotate(image: Image.Image, degrees: float, resample: int) -> Image.Image:
+def rotate(image: Image.Image, degrees: float, resample: Image.Resampling) -> Image.Image:
     """Rotate counter-clockwise about the centre."""
     return image.rotate(degrees, resample=resample, fillcolor=FILL)
 

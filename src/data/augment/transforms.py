@@ -82,7 +82,9 @@ def denormalise(
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def resize_and_crop(image: Image.Image, size: int, crop_pct: float, crop_mode: str, resample: int) -> Image.Image:
+def resize_and_crop(
+    image: Image.Image, size: int, crop_pct: float, crop_mode: str, resample: Image.Resampling
+) -> Image.Image:
     """The evaluation crop: resize with antialiasing, horizontally first as `kernels.resize`, then cut out the centre.
 
     Args:

@@ -58,6 +58,7 @@ class Outbox:
 
     def _try(self, what: str, last: bool, function: Any, name: str) -> bool:
         target = f"{self.url}/{name}"
+        assert self.folder is not None  # `send` does nothing without
         try:
             function(str(self.folder / name), target)
         except Exception as error:  # moxing has no base class for what may go wrong in a store
@@ -71,7 +72,9 @@ class Outbox:
 
     def _files(self) -> dict[str, tuple[int, int]]:
         """Relative path to size and time of change, of everything that is to be sent."""
-        files = {}
+        files: dict[str, tuple[int, int]] = {}
+        if self.folder is None:
+            return files
         for path in self.folder.rglob("*"):
             if path.is_file() and not path.name.startswith("."):
                 status = path.stat()
