@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Accuracy and speed of an exported network on Ascend 310: labels, build, inference, accuracy.
-# Everything goes to the current folder: preprocess_Result/, result_Files/, time_Result/, report.json, acc.log.
+# Everything goes to the current folder: preprocess_Result/, result_Files/, time_Result/, report.json, acc.log, and the
+# logs of the other steps: preprocess.log, build.log, infer.log.
 #
 # In the environment: MS_LITE_HOME, the unpacked MindSpore Lite package (ascend310_infer/build.sh says more);
 # DEVICE_TARGET=CPU runs the same without a card; PYTHON, the Python to use.
-set -euo pipefail
+set -Eeuo pipefail
+# shellcheck disable=SC2154 # code is set in the trap itself
+trap 'code=$?; echo "error: $0 failed with code $code at line $LINENO, after ${log_of_step:-no step}: $BASH_COMMAND" >&2
+  exit $code' ERR
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 usage="bash $0 [MINDIR_PATH] [DATASET_NAME] [DATASET_PATH] [DEVICE_ID]
@@ -27,6 +31,7 @@ mindir=$1 data=$3 build=${BUILD_DIR:-$project/ascend310_infer/build}
 undecodable=0
 step() {
   local log=$1 code=0
+  log_of_step=$PWD/$log
   shift
   "$@" >"$log" 2>&1 || code=$?
   if [ "$code" = 3 ] && [ "$log" = infer.log ]; then
@@ -42,8 +47,8 @@ step() {
 infer() (
   # shellcheck source=/dev/null
   source "$build/env.sh"
-  "$build/main" --mindir_path "$mindir" --dataset_path "$data" --result_path result_Files --time_path time_Result \
-    --device_target "$device_target" --device_id "$device_id"
+  "$build/main" --mindir_path "$mindir" --dataset_path "$data" --converted_path preprocess_Result/converted \
+    --result_path result_Files --time_path time_Result --device_target "$device_target" --device_id "$device_id"
 )
 
 rm -f acc.log report.json time_Result/test_perform_static.txt preprocess_Result/imagenet_label.json

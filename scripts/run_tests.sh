@@ -14,7 +14,7 @@ source scripts/environment.sh
 need_command() { command -v "$1" >/dev/null || install_debian "${@:2}"; }
 need_command cmake cmake make
 need_command g++ g++
-for header in jpeglib.h:libjpeg62-turbo-dev png.h:libpng-dev; do
+for header in jpeglib.h:libjpeg-dev png.h:libpng-dev zlib.h:zlib1g-dev; do
   echo "#include <cstdio>
 #include <${header%%:*}>" | g++ -E -x c++ - >/dev/null 2>&1 || install_debian "${header##*:}"
 done

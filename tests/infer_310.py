@@ -62,9 +62,18 @@ def spec(
         crop_mode="squash",
         crop_pct=0.875,
         interpolation="bicubic",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
     )
     names = list(classes) if classes else None
     return {**describe(config, names, (batch, 3, size, size)), "mindir_version": 1, **changes}
+
+
+def eval_config(described: dict[str, Any]) -> SimpleNamespace:
+    """The keys of the configuration that the evaluation transform reads."""
+    names = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    values = {name: described[name] for name in names}
+    return SimpleNamespace(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
 def network(arch: str = "DDRNet23Slim", flavour: str = "zoo", num_classes: int = len(CLASSES)) -> nn.Cell:

@@ -14,8 +14,23 @@ from mindspore import Tensor
 
 from src.data import load_eval_image
 from src.evaluation.metrics import rank_of_label
+from src.serving.description import write_description
+from src.serving.results import result_names
 from tests.conftest import run_program
-from tests.infer_310 import BUILD, CLASSES, PROJECT, build, export, network, read_results, run_main, save_folder, spec
+from tests.infer_310 import (
+    BUILD,
+    CLASSES,
+    PROJECT,
+    build,
+    eval_config,
+    export,
+    network,
+    picture,
+    read_results,
+    run_main,
+    save_folder,
+    spec,
+)
 
 COUNTS = {"ant": 3, "bee": 2, "elk": 4}  # 9 images: the last batch of 2 is padded
 FLOW = PROJECT / "scripts" / "run_infer_310.sh"
@@ -50,8 +65,7 @@ def val(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(cell, val):
     """The logits that eval.py computes, by result file name."""
-    config = type("Config", (), {"image_size": 64, "crop_pct": 0.875, "crop_mode": "squash"})
-    config.interpolation = "bicubic"
+    config = eval_config(spec())
     paths = sorted(val.glob("*/[!.]*.JPEG"))
     logits = cell(Tensor(np.stack([load_eval_image(str(path), config) for path in paths]))).asnumpy()
     return {f"{path.parent.name}__{path.stem}_0.bin": row for path, row in zip(paths, logits)}
@@ -133,6 +147,13 @@ def test_where_no_image_can_be_decoded_the_run_ends_with_3(mindir, tmp_path):
     assert read_results(tmp_path / "results") == {}
 
 
+def unsigned(path):
+    """A description as export.py wrote it before there was a checksum."""
+    described = path.with_suffix(".json")
+    old = {name: value for name, value in json.loads(described.read_text()).items() if name not in ("file", "sha256")}
+    described.write_text(json.dumps(old))
+
+
 def without_spec(path):
     path.with_suffix(".json").unlink()
 
@@ -141,7 +162,19 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def text_file(path):
+def one_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def unsigned_cut(path):
+    unsigned(path)
+    cut(path)
+
+
+def unsigned_text(path):
+    unsigned(path)
     path.write_text("no network")
 
 
@@ -181,10 +214,12 @@ def more_classes(path):
     ("damage", "parts"),
     [
         (os.remove, ["net.mindir: cannot be read"]),
-        (without_spec, ["net.json: cannot be read", "export.py"]),
-        (cut, ["net.mindir: not a MindIR file, or a damaged one"]),
-        (text_file, ["net.mindir: not a MindIR file, or a damaged one"]),
-        (newer, ["net.mindir: it has MindIR format version", "--mindir_version 1"]),
+        (without_spec, ["net.json: it cannot be read (No such file", "export.py"]),
+        (cut, ["net.mindir: is damaged, or not the file that", "net.json describes"]),
+        (one_bit, ["net.mindir: is damaged, or not the file that", "net.json describes"]),
+        (unsigned_cut, ["net.mindir: not a MindIR file, or a damaged one"]),
+        (unsigned_text, ["net.mindir: not a MindIR file, or a damaged one"]),
+        (newer, ["it has MindIR format version", "--mindir_version 1", "MindSpore Lite says: "]),
         (other_size, ["net.mindir: its input is (1, 3, 64, 64)", "(1, 3, 96, 96)"]),
         (broken_spec, ["net.json: not valid JSON at byte 9"]),
         (no_mean, ["net.json: mean is missing"]),
@@ -235,10 +270,119 @@ def test_a_folder_without_images_is_refused(mindir, tmp_path):
     assert_one_line(infer(mindir, "hollow", tmp_path), "hold no images")
 
 
-def test_two_images_of_one_result_name_are_refused(mindir, tmp_path):
-    path = save_folder(tmp_path / "val", {"ant": 1})[0]
+def test_a_network_whose_description_has_no_checksum_runs(mindir, val, tmp_path):
+    path = tmp_path / "net.mindir"
+    path.symlink_to(mindir)
+    path.with_suffix(".json").write_text(mindir.with_suffix(".json").read_text())
+    unsigned(path)
+    assert infer(path, val, tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 119, 120, 2**20, 2**20 + 7])
+def test_the_checksum_is_that_of_python(size, val, tmp_path):
+    """A file with the right one is refused for what it holds, with another for being damaged."""
+    path = tmp_path / "net.mindir"
+    path.write_bytes(np.random.default_rng(size).bytes(size))
+    write_description(path, spec())
+    assert_one_line(infer(path, val, tmp_path), "net.mindir: not a MindIR file, or a damaged one")
+    path.write_bytes(path.read_bytes()[:-1] + b"?" if size else b"?")
+    assert_one_line(infer(path, val, tmp_path), "net.mindir: is damaged, or not the file")
+
+
+def test_images_of_one_stem_get_results_of_their_whole_names(mindir, tmp_path):
+    path = save_folder(tmp_path / "val", {"ant": 2})[0]
     path.with_suffix(".png").write_bytes(path.read_bytes())
-    assert_one_line(infer(mindir, "val", tmp_path), "ant_0.JPEG", "ant_0.png", "would share the result file")
+    assert infer(mindir, "val", tmp_path).returncode == 0
+    names = {"ant__ant_0.JPEG_0.bin", "ant__ant_0.png_0.bin", "ant__ant_1_0.bin"}
+    assert read_results(tmp_path / "results").keys() == names
+    assert set(result_names(["ant/ant_0.JPEG", "ant/ant_0.png", "ant/ant_1.JPEG"])) == names
+
+
+@pytest.mark.parametrize("pair", [("ant__b/c.jpg", "ant/b__c.jpg"), ("ant/x.jpg", "ant/x.png", "ant/x.jpg.bmp")])
+def test_images_that_would_share_even_the_longer_name_are_refused(pair, mindir, tmp_path):
+    for name in pair:
+        path = tmp_path / "val" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    assert_one_line(infer(mindir, "val", tmp_path), "would share the result file", "rename one")
+
+
+def test_images_of_other_formats_are_read_from_their_pngs(mindir, tmp_path):
+    """Told at the start where there are none, and then each by its name."""
+    save_folder(tmp_path / "val", {"ant": 1})
+    picture(90, 70).save(tmp_path / "val" / "ant" / "x.webp", lossless=True)
+    picture(90, 70).save(tmp_path / "val" / "ant" / "y.jpg", "BMP")
+    done = infer(mindir, "val", tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[0].startswith("not read here: 1 .webp images of 3; preprocess.py makes PNGs")
+    assert "cannot decode val/ant/x.webp: neither a JPEG nor a PNG file" in done.stderr
+
+    (tmp_path / "png" / "ant").mkdir(parents=True)
+    for name in ("x.webp", "y.jpg"):
+        picture(90, 70).save(tmp_path / "png" / "ant" / f"{name}.png")
+    done = infer(mindir, "val", tmp_path, "--converted_path", "png")
+    assert (done.returncode, done.stderr) == (0, "")
+    results = read_results(tmp_path / "results")
+    np.testing.assert_array_equal(results["ant__x_0.bin"], results["ant__y_0.bin"])
+
+
+def test_what_is_no_regular_file_or_far_too_large_stops_nothing(mindir, tmp_path):
+    folder = save_folder(tmp_path / "val", {"ant": 2})[0].parent
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zero.jpg").symlink_to("/dev/zero")
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    (folder / "gone.jpg").symlink_to(folder / "nothing")
+    with (folder / "sparse.jpg").open("wb") as file:
+        file.truncate(30 * 2**30)
+    done = infer(mindir, "val", tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[0].startswith(
+        f"cannot decode val/ant/sparse.jpg: it has {30 * 2**30} bytes; at most"
+    )
+    assert len(read_results(tmp_path / "results")) == 2
+
+
+def test_names_cannot_forge_a_line(mindir, tmp_path):
+    save_folder(tmp_path / "val", {"ant": 1})
+    (tmp_path / "val" / "ant" / "a\nerror: b\x1b[2J.jpg").write_bytes(b"")
+    done = infer(mindir, "val", tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[0] == "cannot decode val/ant/a\\nerror: b\\x1b[2J.jpg: the file is empty"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON at byte 1"),
+        ("", "not valid JSON at byte 0"),
+        ("[]", "must be a JSON object"),
+        ("[" * 1_000_000, "nested too deeply"),
+        ('{"mean": [+1]}', "not valid JSON"),
+        ('{"mean": [01]}', "not valid JSON"),
+        ('{"mean": [.5]}', "not valid JSON"),
+        ('{"mean": [1.]}', "not valid JSON"),
+        ('{"mean": [1e999]}', "not valid JSON"),
+        ('{"mean": "a\tb"}', "not valid JSON"),
+        ('{"mean": "\\udc00"}', "not valid JSON"),
+        ('{"mean": 1, "std": {"a": 1}, "mean": 2}', "mean stands there twice"),
+        ('{"std": {"a\\n": 1, "a\\n": 2}}', "a\\n stands there twice"),
+        (json.dumps(spec(image_size="64")), "image_size must be a number"),
+        (json.dumps(spec(image_size=True)), "image_size must be a number"),
+        (json.dumps(spec(image_size=64.5)), "image_size must be a whole number"),
+        (json.dumps(spec(image_size=10**9)), "image_size must be above 0 and at most 16384"),
+        (json.dumps(spec(mean=[0, 0])), "mean must be three numbers"),
+        (json.dumps(spec(mean=None)), "mean must be three numbers"),
+        (json.dumps(spec(interpolation=["bicubic"])), "interpolation must be a text"),
+        (json.dumps(spec(input=[1, 3, 64, 64])), "input must be an object"),
+        (json.dumps(spec(input={"dtype": "float32", "shape": [None, 3, 64, 64]})), "a list of positive sizes"),
+        (json.dumps(spec(sha256=7, file="net.mindir")), "sha256 must be a text"),
+    ],
+)
+def test_a_broken_description_is_refused_in_one_line(text, message, tmp_path):
+    (tmp_path / "net.json").write_text(text)
+    command = [build() / "preprocess_images", tmp_path / "net.json", tmp_path / "out", tmp_path / "none.jpg"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert_one_line(done, "net.json: ", message)
 
 
 def test_a_result_that_cannot_be_written_ends_the_run(mindir, val, tmp_path):
@@ -326,6 +470,73 @@ def test_a_step_that_fails_stops_the_flow_with_its_log(mindir, val, tmp_path):
     done = run_flow(mindir, "imagenet2012", "other", cwd=tmp_path)
     assert done.returncode == 2
     assert "zebra: the network knows no class of that name" in done.stderr
+
+
+def test_the_flow_reads_every_format_that_eval_reads(cell, mindir, tmp_path):
+    """WebP, BMP, GIF, PPM and TIFF, by whatever name, and two images of one stem."""
+    save_folder(tmp_path / "val", {"ant": 1})
+    forms = {"ant_0.webp": "WEBP", "b.bmp": "BMP", "c.gif": "GIF", "d.ppm": "PPM", "e.tif": "TIFF", "f.jpg": "WEBP"}
+    for number, (name, form) in enumerate(forms.items()):
+        picture(90, 70, seed=number).save(tmp_path / "val" / "ant" / name, form)
+    done = run_flow(mindir, "imagenet2012", "val", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["images"], report["missing"], report["surplus"]) == (7, [], [])
+    config = eval_config(spec())
+    images = sorted(f"ant/{path.name}" for path in (tmp_path / "val" / "ant").iterdir())
+    for image, name in zip(images, result_names(images)):
+        wanted = cell(Tensor(load_eval_image(str(tmp_path / "val" / image), config)[None])).asnumpy()[0]
+        assert np.abs(np.fromfile(tmp_path / "result_Files" / name, np.float32) - wanted).max() < 1e-3, image
+
+
+def lite_package(folder, glog):
+    """The layout of a released Lite package for servers, with the wheel's files in it; `glog` is the folder of glog."""
+    wheel = PROJECT / "ascend310_infer" / "third_party" / "mindspore_lite"
+    library = "libmindspore-extendrt_python.so"
+    links = {"runtime/include": "include", f"{glog}/libmindspore_glog.so.0": "lib/libmindspore_glog.so.0"}
+    links["runtime/lib/libmindspore-lite.so"] = links[f"runtime/lib/{library}"] = f"lib/{library}"
+    links["runtime/third_party/dnnl/libdnnl.so.2"] = "lib/libdnnl.so.2"
+    for path in (wheel / "lib").iterdir():
+        if path.name not in (library, "libmindspore_glog.so.0", "libdnnl.so.2"):
+            links[f"runtime/lib/{path.name}"] = f"lib/{path.name}"
+    for name, target in links.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(wheel / target)
+    return folder
+
+
+def test_the_program_builds_and_runs_with_the_layouts_of_the_released_packages(mindir, val, tmp_path):
+    """x86-64 has glog in a folder of its own, aarch64 beside the library."""
+    build()  # which fetches the wheel
+    for glog in ("runtime/third_party/glog", "runtime/lib"):
+        package = lite_package(tmp_path / glog.replace("/", "_"), glog)
+        environment = {
+            **os.environ,
+            "MS_LITE_HOME": os.path.relpath(package, tmp_path),
+            "BUILD_DIR": f"{tmp_path}/build",
+        }
+        command = ["bash", PROJECT / "ascend310_infer" / "build.sh", "-DCMAKE_CXX_FLAGS=-O0"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        flags = f"--mindir_path {mindir} --dataset_path {val} --device_target CPU --result_path {tmp_path}/results"
+        script = f"unset LD_LIBRARY_PATH; source build/env.sh; build/main {flags}"
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_no_build_ends_without_a_word(tmp_path):
+    """Not even where a command fails that nobody thought of: here the disk is full, or so the shell is told."""
+    (tmp_path / "mv").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "cmake").write_text("#!/bin/sh\nexit 0\n")
+    for name in ("mv", "cmake"):
+        (tmp_path / name).chmod(0o755)
+    package = lite_package(tmp_path / "lite", "runtime/lib")
+    environment = {**os.environ, "MS_LITE_HOME": str(package), "BUILD_DIR": f"{tmp_path}/build"}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    command = ["bash", PROJECT / "ascend310_infer" / "build.sh"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "failed with code 1 at line" in done.stderr and "mv" in done.stderr
 
 
 def test_the_flow_names_a_missing_lite_package(mindir, val, tmp_path):

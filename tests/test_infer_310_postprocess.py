@@ -13,8 +13,9 @@ import postprocess
 import preprocess
 from src.data.augment.transforms import load_eval_image
 from src.errors import UserError
+from src.serving import description
 from src.serving.description import read_description, write_description
-from tests.infer_310 import CLASSES, PROJECT, picture, save_folder, spec
+from tests.infer_310 import CLASSES, PROJECT, eval_config, picture, save_folder, spec
 
 
 @pytest.fixture
@@ -178,8 +179,8 @@ def test_labels_that_cannot_be_are_an_error_that_names_the_file(run, labels):
         run(labels, {})
 
 
-def label(tmp_path, description, counts):
-    (tmp_path / "net.json").write_text(json.dumps(description))
+def label(tmp_path, described, counts):
+    (tmp_path / "net.json").write_text(json.dumps(described))
     save_folder(tmp_path / "val", counts)
     preprocess.main(
         [
@@ -249,15 +250,15 @@ def test_a_description_knows_the_file_that_it_belongs_to(tmp_path):
     path = tmp_path / "net.mindir"
     path.write_bytes(bytes(100_000))
     write_description(path, spec())
-    description = read_description(path)
-    assert description["sha256"] == hashlib.sha256(bytes(100_000)).hexdigest()
-    assert (description["file"], description["written_by"].split()[0]) == ("net.mindir", "ddrnet")
+    read = read_description(path)
+    assert read["sha256"] == hashlib.sha256(bytes(100_000)).hexdigest()
+    assert (read["file"], read["written_by"].split()[0]) == ("net.mindir", "ddrnet")
 
     (tmp_path / "other.mindir").write_bytes(path.read_bytes())
     (tmp_path / "other.json").write_text((tmp_path / "net.json").read_text())
-    assert read_description(tmp_path / "other.mindir") == description, "renamed together"
+    assert read_description(tmp_path / "other.mindir") == read, "renamed together"
     (tmp_path / "net.air").write_bytes(b"of another format")
-    assert read_description(tmp_path / "net.air") == description
+    assert read_description(tmp_path / "net.air") == read
 
     damaged = bytearray(path.read_bytes())
     damaged[50_000] ^= 4
@@ -267,6 +268,18 @@ def test_a_description_knows_the_file_that_it_belongs_to(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match=r"net\.mindir: cannot be read"):
         read_description(path)
+
+
+def test_a_converted_file_is_described_as_its_original(tmp_path):
+    original, converted = tmp_path / "net.mindir", tmp_path / "net_310.mindir"
+    original.write_bytes(b"exported")
+    converted.write_bytes(b"converted")
+    write_description(original, spec())
+    description.main([str(original), str(converted)])
+    assert read_description(converted)["classes"] == list(CLASSES)
+    assert read_description(converted)["sha256"] == hashlib.sha256(b"converted").hexdigest()
+    with pytest.raises(UserError, match="must have another name"):
+        description.main([str(original), str(original)])
 
 
 def test_a_description_without_a_checksum_is_read(tmp_path):
@@ -289,8 +302,7 @@ def test_images_of_other_formats_get_a_png_of_the_same_pixels(tmp_path):
     preprocess.main([part for flag, name in flags.items() for part in (f"--{flag}", str(tmp_path / name))])
     converted = {path.name: path for path in (tmp_path / "out" / "converted" / "ant").iterdir()}
     assert sorted(converted) == sorted(f"{name}.png" for name in files)
-    config = type("Config", (), {"image_size": 64, "crop_pct": 0.875, "crop_mode": "squash"})
-    config.interpolation = "bicubic"
+    config = eval_config(spec())
     for name in files:
         original = load_eval_image(str(tmp_path / "val" / "ant" / name), config)
         np.testing.assert_array_equal(load_eval_image(str(converted[f"{name}.png"]), config), original)

@@ -5,7 +5,6 @@ import io
 import json
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,15 +13,9 @@ from PIL import Image
 
 from src.data import load_eval_image
 from src.data.augment.transforms import UndecodableImage, decode
-from tests.infer_310 import PROJECT, build, picture, spec
+from tests.infer_310 import PROJECT, build, eval_config, picture, spec
 
 STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
-
-
-def eval_config(description: dict) -> SimpleNamespace:
-    """The keys of the configuration that the evaluation transform reads."""
-    names = ("image_size", "crop_pct", "crop_mode", "interpolation")
-    return SimpleNamespace(**{name: description[name] for name in names})
 
 
 def preprocess(files, description, folder):

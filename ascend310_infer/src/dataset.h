@@ -9,13 +9,18 @@ namespace ddrnet {
 
 struct Item {
   std::string path;
-  std::string result_name;  // <class>__<file without its ending>_0.bin
+  std::string converted;    // <class>/<file>.png, below the folder of PNGs that preprocess.py wrote
+  std::string result_name;  // <class>__<file without its ending>_0.bin, or <class>__<file>_0.bin where images share it
 };
 
 // The images in `folder`/<class>/, sorted by class and file name. Folders below a class, hidden files and files whose
 // ending is no image's are passed over. Throws UserError where the folder is missing, has no class folders or no
-// images, or where two images would share a result file.
-std::vector<Item> ListImages(const std::string &folder);
+// images, or where two images would share even the longer name of a result. src/serving/results.py has the same rule.
+std::vector<Item> ListImages(const std::string& folder);
+
+// "12 .webp, 3 .tif": the endings, and how many images have them, that no JPEG and no PNG has, where `folder` holds no
+// PNG of the image. Empty: there are none.
+std::string Unreadable(const std::vector<Item>& items, const std::string& converted_path);
 
 }  // namespace ddrnet
 

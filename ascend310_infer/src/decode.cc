@@ -28,7 +28,7 @@ struct JpegErrors {
 extern "C" {
 
 void OnJpegError(j_common_ptr info) {
-  auto *errors = reinterpret_cast<JpegErrors *>(info->err);
+  auto* errors = reinterpret_cast<JpegErrors*>(info->err);
   info->err->format_message(info, errors->message);
   longjmp(errors->jump, 1);
 }
@@ -41,7 +41,7 @@ boolean FillJpegBuffer(j_decompress_ptr) { return FALSE; }
 
 void SkipJpegBytes(j_decompress_ptr info, long count) {
   if (count <= 0) return;
-  jpeg_source_mgr *source = info->src;
+  jpeg_source_mgr* source = info->src;
   const size_t step = std::min(static_cast<size_t>(count), source->bytes_in_buffer);
   source->next_input_byte += step;
   source->bytes_in_buffer -= step;
@@ -50,19 +50,19 @@ void SkipJpegBytes(j_decompress_ptr info, long count) {
 void IgnoreJpegSource(j_decompress_ptr) {}
 
 void OnPngError(png_structp png, png_const_charp message) {
-  std::snprintf(static_cast<char *>(png_get_error_ptr(png)), JMSG_LENGTH_MAX, "%s", message);
+  std::snprintf(static_cast<char*>(png_get_error_ptr(png)), JMSG_LENGTH_MAX, "%s", message);
   png_longjmp(png, 1);
 }
 
 void OnPngWarning(png_structp, png_const_charp) {}
 
 struct PngInput {
-  const uint8_t *next;
+  const uint8_t* next;
   size_t left;
 };
 
 void ReadPngBytes(png_structp png, png_bytep target, png_size_t count) {
-  auto *input = static_cast<PngInput *>(png_get_io_ptr(png));
+  auto* input = static_cast<PngInput*>(png_get_io_ptr(png));
   if (count > input->left) png_error(png, "the file is cut off");
   std::memcpy(target, input->next, count);
   input->next += count;
@@ -82,15 +82,15 @@ struct JpegDecoder {
     errors.manager.output_message = OnJpegMessage;
   }
   ~JpegDecoder() { jpeg_destroy_decompress(&info); }
-  JpegDecoder(const JpegDecoder &) = delete;
-  JpegDecoder &operator=(const JpegDecoder &) = delete;
+  JpegDecoder(const JpegDecoder&) = delete;
+  JpegDecoder& operator=(const JpegDecoder&) = delete;
 
   bool Cut() {
     std::snprintf(errors.message, sizeof(errors.message), "the file is cut off");
     return false;
   }
 
-  bool ReadHeader(const uint8_t *data, size_t size) {
+  bool ReadHeader(const uint8_t* data, size_t size) {
     if (setjmp(errors.jump)) return false;
     jpeg_create_decompress(&info);
     source.next_input_byte = data;
@@ -113,7 +113,7 @@ struct JpegDecoder {
     return jpeg_start_decompress(&info) || Cut();
   }
 
-  bool ReadRows(Image *image) {
+  bool ReadRows(Image* image) {
     if (setjmp(errors.jump)) return false;
     while (info.output_scanline < info.output_height) {
       JSAMPROW row = image->Row(static_cast<int>(info.output_scanline));
@@ -131,9 +131,9 @@ int MultiplyBytes(int a, int b) {
 }
 
 // CMYK as Adobe writes it, inverted: each channel holds 255 minus the ink.
-void ConvertAdobeCmyk(Image *image) {
+void ConvertAdobeCmyk(Image* image) {
   for (size_t i = 0; i < image->pixels.size(); i += 4) {
-    uint8_t *pixel = image->pixels.data() + i;
+    uint8_t* pixel = image->pixels.data() + i;
     const int light = pixel[3];  // 255 minus black
     for (int channel = 0; channel < 3; ++channel) {
       const int value = light - MultiplyBytes(255 - pixel[channel], light);
@@ -142,7 +142,7 @@ void ConvertAdobeCmyk(Image *image) {
   }
 }
 
-void DecodeJpeg(const std::vector<uint8_t> &file, Image *image) {
+void DecodeJpeg(const std::vector<uint8_t>& file, Image* image) {
   const std::vector<uint8_t> bare = BareJpeg(file);
   auto decoder = std::make_unique<JpegDecoder>();
   if (!decoder->ReadHeader(bare.data(), bare.size())) throw ImageError(decoder->errors.message);
@@ -164,10 +164,10 @@ struct PngDecoder {
     if (png != nullptr) info = png_create_info_struct(png);
   }
   ~PngDecoder() { png_destroy_read_struct(&png, &info, nullptr); }
-  PngDecoder(const PngDecoder &) = delete;
-  PngDecoder &operator=(const PngDecoder &) = delete;
+  PngDecoder(const PngDecoder&) = delete;
+  PngDecoder& operator=(const PngDecoder&) = delete;
 
-  bool ReadHeader(const uint8_t *data, size_t size) {
+  bool ReadHeader(const uint8_t* data, size_t size) {
     if (png == nullptr || info == nullptr || setjmp(png_jmpbuf(png))) return false;
     input = {data, size};
     png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // there is a limit of our own
@@ -192,14 +192,14 @@ struct PngDecoder {
     return true;
   }
 
-  bool ReadRows(png_bytep *rows) {
+  bool ReadRows(png_bytep* rows) {
     if (setjmp(png_jmpbuf(png))) return false;
     png_read_image(png, rows);
     return true;
   }
 };
 
-void DecodePng(const std::vector<uint8_t> &file, Image *image) {
+void DecodePng(const std::vector<uint8_t>& file, Image* image) {
   const std::vector<uint8_t> bare = BarePng(file);
   auto decoder = std::make_unique<PngDecoder>();
   if (!decoder->ReadHeader(bare.data(), bare.size())) throw ImageError(decoder->message);
@@ -217,14 +217,13 @@ void DecodePng(const std::vector<uint8_t> &file, Image *image) {
 
 }  // namespace
 
-void DecodeImage(const std::vector<uint8_t> &file, Image *image) {
+void DecodeImage(const std::vector<uint8_t>& file, Image* image) {
   switch (FormatOf(file)) {
-    case ImageFormat::kJpeg:
-      return DecodeJpeg(file, image);
-    case ImageFormat::kPng:
-      return DecodePng(file, image);
+    case ImageFormat::kJpeg: return DecodeJpeg(file, image);
+    case ImageFormat::kPng: return DecodePng(file, image);
     default:
-      throw ImageError(file.empty() ? "the file is empty" : "neither a JPEG nor a PNG file; preprocess.py converts others");
+      throw ImageError(file.empty() ? "the file is empty"
+                                    : "neither a JPEG nor a PNG file, nor has preprocess.py made a PNG of it");
   }
 }
 

@@ -16,8 +16,8 @@ class Descriptor {
   ~Descriptor() {
     if (number_ >= 0) close(number_);
   }
-  Descriptor(const Descriptor &) = delete;
-  Descriptor &operator=(const Descriptor &) = delete;
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
 
   int number() const { return number_; }
 
@@ -25,11 +25,11 @@ class Descriptor {
   const int number_;
 };
 
-std::string Unreadable(const char *why) { return std::string("it cannot be read (") + why + ")"; }
+std::string Unreadable(const char* why) { return std::string("it cannot be read (") + why + ")"; }
 
 }  // namespace
 
-std::string ReadFile(const std::string &path, size_t limit, std::vector<uint8_t> *bytes) {
+std::string ReadFile(const std::string& path, size_t limit, std::vector<uint8_t>* bytes) {
   const Descriptor file(open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
   struct stat status;
   if (file.number() < 0 || fstat(file.number(), &status) != 0) return Unreadable(std::strerror(errno));

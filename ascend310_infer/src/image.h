@@ -20,8 +20,8 @@ struct Image {
     height = new_height;
     pixels.resize(static_cast<size_t>(width) * height * 4);
   }
-  uint8_t *Row(int y) { return pixels.data() + static_cast<size_t>(y) * width * 4; }
-  const uint8_t *Row(int y) const { return pixels.data() + static_cast<size_t>(y) * width * 4; }
+  uint8_t* Row(int y) { return pixels.data() + static_cast<size_t>(y) * width * 4; }
+  const uint8_t* Row(int y) const { return pixels.data() + static_cast<size_t>(y) * width * 4; }
 };
 
 }  // namespace ddrnet

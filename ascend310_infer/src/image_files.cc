@@ -173,7 +173,8 @@ size_t RawSize(const uint8_t* header) {
   size_t total = 0;
   for (int i = 0; i < (interlaced ? 7 : 1); ++i) {
     const int* pass = interlaced ? kAdam7[i] : kWhole[i];
-    const int64_t columns = (width - pass[0] + pass[2] - 1) / pass[2], rows = (height - pass[1] + pass[3] - 1) / pass[3];
+    const int64_t columns = (width - pass[0] + pass[2] - 1) / pass[2],
+                  rows = (height - pass[1] + pass[3] - 1) / pass[3];
     if (columns > 0 && rows > 0) total += static_cast<size_t>(rows * (1 + (columns * bits + 7) / 8));
   }
   return total;
@@ -259,7 +260,8 @@ Bytes BareJpeg(const Bytes& file) {
     if (file.size() - at < count) throw ImageError(kCut);
   };
   while (true) {
-    at = static_cast<size_t>(std::find(file.begin() + static_cast<std::ptrdiff_t>(at), file.end(), 0xFF) - file.begin());
+    at =
+        static_cast<size_t>(std::find(file.begin() + static_cast<std::ptrdiff_t>(at), file.end(), 0xFF) - file.begin());
     while (at < file.size() && file[at] == 0xFF) ++at;  // a marker may be padded
     more(1);
     const int marker = file[at++];
@@ -298,10 +300,8 @@ Bytes BareJpeg(const Bytes& file) {
           bare.push_back(body[11]);  // the colour transform
         }
         break;
-      case Segment::kOtherFrame:
-        throw ImageError("a lossless or hierarchical JPEG, which is not read");
-      case Segment::kSkipped:
-        break;
+      case Segment::kOtherFrame: throw ImageError("a lossless or hierarchical JPEG, which is not read");
+      case Segment::kSkipped: break;
       default: {
         char text[64];
         std::snprintf(text, sizeof(text), "it has an unknown JPEG marker 0x%02x", static_cast<unsigned>(marker));

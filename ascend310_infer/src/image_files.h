@@ -11,9 +11,9 @@
 
 namespace ddrnet {
 
-constexpr uint64_t kMaxPixels = 64'000'000;             // 256 MB once decoded
-constexpr uint64_t kMaxSide = 65'500;                   // pixels, libjpeg's own limit
-constexpr size_t kMaxImageBytes = size_t{512} << 20;    // of a file, which is read into memory whole
+constexpr uint64_t kMaxPixels = 64'000'000;           // 256 MB once decoded
+constexpr uint64_t kMaxSide = 65'500;                 // pixels, libjpeg's own limit
+constexpr size_t kMaxImageBytes = size_t{512} << 20;  // of a file, which is read into memory whole
 
 enum class ImageFormat { kJpeg, kPng, kOther };
 

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <exception>
 #include <iostream>
+#include <new>
 #include <string>
 #include <thread>
 
@@ -23,13 +24,14 @@ namespace {
 
 constexpr int kBadInput = 2, kUndecodable = 3;
 
-std::string Format(const char *format, double a, double b, double c) {
-  char text[256];
-  std::snprintf(text, sizeof(text), format, a, b, c);
+// One digit after the point, or as many as are asked for.
+std::string Fixed(double value, int digits = 1) {
+  char text[64];
+  std::snprintf(text, sizeof(text), "%.*f", digits, value);
   return text;
 }
 
-int Run(const Options &options) {
+int Run(const Options& options) {
   // What can be told cheaply is told before the model is compiled, which takes minutes on a card.
   const std::vector<Item> items = ListImages(options.dataset_path);
   const Spec spec = ReadSpec(SpecPath(options.mindir_path));
@@ -39,21 +41,29 @@ int Run(const Options &options) {
                     std::to_string(spec.input_shape[0]) + " images a batch; export.py --batch_size " + wanted +
                     " makes one for " + wanted);
   }
+  CheckSum(options.mindir_path, spec);
+  const std::string unreadable = Unreadable(items, options.converted_path);
+  if (!unreadable.empty()) {
+    std::cerr << Printable("not read here: " + unreadable + " images of " + std::to_string(items.size()) +
+                           "; preprocess.py makes PNGs of them for --converted_path")
+              << std::endl;
+  }
   PrepareResultFolder(options.result_path);
   MakeFolder(options.time_path);
   Runtime runtime(options.mindir_path, spec, options.device_target, options.device_id);
 
   const int processors = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const int threads = options.threads == 0 ? processors : options.threads;
-  const Report report = RunPipeline(items, spec, options.result_path, threads, &runtime);
+  const Report report = RunPipeline(items, spec, options.converted_path, options.result_path, threads, &runtime);
 
-  const double images = static_cast<double>(std::max<size_t>(report.images, 1));
-  const std::string model = Format("average model time: %.3f ms an image (%.0f images, %.0f a batch)\n",
-                                   report.model_seconds * 1e3 / images, static_cast<double>(report.images),
-                                   runtime.batch_size());
-  const std::string whole = Format("end to end: %.1f s, %.1f images/s (model alone: %.1f images/s)\n", report.seconds,
-                                   static_cast<double>(report.images) / report.seconds,
-                                   static_cast<double>(report.images) / std::max(report.model_seconds, 1e-9));
+  const auto images = static_cast<double>(std::max<size_t>(report.images, 1));
+  const std::string model = "average model time: " + Fixed(report.model_seconds * 1e3 / images, 3) + " ms an image (" +
+                            std::to_string(report.images) + " images, " + std::to_string(runtime.batch_size()) +
+                            " a batch)\n";
+  const auto done = static_cast<double>(report.images);
+  const std::string whole = "end to end: " + Fixed(report.seconds) + " s, " + Fixed(done / report.seconds) +
+                            " images/s (model alone: " + Fixed(done / std::max(report.model_seconds, 1e-9)) +
+                            " images/s)\n";
   const std::string text = model + whole;
   WriteFile(options.time_path + "/test_perform_static.txt", text.data(), text.size());
   std::cout << text << std::flush;
@@ -67,7 +77,7 @@ int Run(const Options &options) {
 }  // namespace
 }  // namespace ddrnet
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   // MindSpore Lite reports each failure in pages, and has read how much to report before main() begins: the program
   // starts itself once more with its log off. Whoever sets GLOG_v gets it.
   if (getenv("GLOG_v") == nullptr) {
@@ -81,8 +91,11 @@ int main(int argc, char **argv) {
       return 0;
     }
     return ddrnet::Run(options);
-  } catch (const std::exception &error) {
-    std::cerr << "error: " << error.what() << std::endl;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "error: there is not enough memory; fewer --threads take less" << std::endl;
+    return ddrnet::kBadInput;
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << ddrnet::Printable(error.what()) << std::endl;
     return ddrnet::kBadInput;
   }
 }

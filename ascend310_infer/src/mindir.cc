@@ -14,9 +14,9 @@ constexpr uint64_t kGraphField = 7, kLastField = 14, kVersionField = 13;
 // The wire format of a protocol buffer: a key (field number and kind) before each value.
 class Wire {
  public:
-  explicit Wire(std::istream &file) : file_(file) {}
+  explicit Wire(std::istream& file) : file_(file) {}
 
-  bool Varint(uint64_t *value) {
+  bool Varint(uint64_t* value) {
     *value = 0;
     for (int shift = 0; shift < 64; shift += 7) {
       const int byte = file_.get();
@@ -28,12 +28,12 @@ class Wire {
   }
 
  private:
-  std::istream &file_;
+  std::istream& file_;
 };
 
 }  // namespace
 
-int MindirVersion(const std::string &path) {
+int MindirVersion(const std::string& path) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
   if (size < 0 || !file.seekg(0)) throw UserError(path + ": cannot be read; write it with export.py");

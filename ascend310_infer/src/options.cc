@@ -8,8 +8,8 @@
 namespace ddrnet {
 namespace {
 
-int WholeNumber(const std::string &flag, const std::string &text, int low, int high) {
-  char *end = nullptr;
+int WholeNumber(const std::string& flag, const std::string& text, int low, int high) {
+  char* end = nullptr;
   const long value = std::strtol(text.c_str(), &end, 10);
   if (text.empty() || *end != '\0' || value < low || value > high) {
     throw UserError(flag + " must be a whole number from " + std::to_string(low) + " to " + std::to_string(high) +
@@ -22,12 +22,14 @@ int WholeNumber(const std::string &flag, const std::string &text, int low, int h
 
 const char kUsage[] =
     "usage: main --mindir_path FILE --dataset_path DIR [--result_path DIR] [--time_path DIR]\n"
-    "            [--device_target Ascend|CPU] [--device_id N] [--threads N] [--batch_size N]\n"
+    "            [--converted_path DIR] [--device_target Ascend|CPU] [--device_id N] [--threads N]\n"
+    "            [--batch_size N]\n"
     "\n"
     "Runs an exported network over DIR/<class>/<image> and writes the logits of each image.\n"
     "\n"
     "  --mindir_path    the network; export.py's .json lies beside it\n"
-    "  --dataset_path   a folder of class folders with JPEG or PNG images\n"
+    "  --dataset_path   a folder of class folders with images; JPEG and PNG are decoded here\n"
+    "  --converted_path preprocess.py's PNGs of the images of other formats, preprocess_Result/converted\n"
     "  --result_path    where <class>__<image>_0.bin goes, float32 logits (default result_Files)\n"
     "  --time_path      where test_perform_static.txt goes (default time_Result)\n"
     "  --device_target  Ascend (default) or CPU\n"
@@ -37,15 +39,15 @@ const char kUsage[] =
     "\n"
     "exit code: 0 done; 2 bad input, named on one line; 3 done, but some images could not be decoded\n";
 
-Options ParseOptions(int argc, char **argv) {
+Options ParseOptions(int argc, char** argv) {
   Options options;
-  const std::map<std::string, std::string *> texts = {
-      {"--mindir_path", &options.mindir_path}, {"--dataset_path", &options.dataset_path},
-      {"--result_path", &options.result_path}, {"--time_path", &options.time_path},
-      {"--device_target", &options.device_target}};
-  const std::map<std::string, std::pair<int *, int>> numbers = {{"--device_id", {&options.device_id, 1023}},
-                                                                {"--threads", {&options.threads, 256}},
-                                                                {"--batch_size", {&options.batch_size, 4096}}};
+  const std::map<std::string, std::string*> texts = {
+      {"--mindir_path", &options.mindir_path},       {"--dataset_path", &options.dataset_path},
+      {"--result_path", &options.result_path},       {"--time_path", &options.time_path},
+      {"--converted_path", &options.converted_path}, {"--device_target", &options.device_target}};
+  const std::map<std::string, std::pair<int*, int>> numbers = {{"--device_id", {&options.device_id, 1023}},
+                                                               {"--threads", {&options.threads, 256}},
+                                                               {"--batch_size", {&options.batch_size, 4096}}};
   for (int i = 1; i < argc; ++i) {
     std::string flag = argv[i], value;
     if (flag == "--help" || flag == "-h") {

@@ -9,6 +9,7 @@ namespace ddrnet {
 struct Options {
   std::string mindir_path;
   std::string dataset_path;
+  std::string converted_path;  // PNGs of images of other formats; empty: there are none
   std::string result_path = "result_Files";
   std::string time_path = "time_Result";
   std::string device_target = "Ascend";
@@ -21,7 +22,7 @@ struct Options {
 extern const char kUsage[];
 
 // Throws UserError where a flag is unknown, lacks its value, has a wrong one, or is needed and not there.
-Options ParseOptions(int argc, char **argv);
+Options ParseOptions(int argc, char** argv);
 
 }  // namespace ddrnet
 

@@ -40,10 +40,11 @@ struct Logits {
 
 class Pipeline {
  public:
-  Pipeline(const std::vector<Item> &items, const Spec &spec, const std::string &result_path, int threads,
-           Runtime *runtime)
+  Pipeline(const std::vector<Item>& items, const Spec& spec, const std::string& converted_path,
+           const std::string& result_path, int threads, Runtime* runtime)
       : items_(items),
         preprocess_(spec),
+        converted_path_(converted_path),
         result_path_(result_path),
         threads_(threads),
         runtime_(*runtime),
@@ -52,7 +53,7 @@ class Pipeline {
         read_(slots_.size()),
         decoded_(slots_.size()),
         logits_(static_cast<size_t>(runtime->batch_size()) * 4) {
-    for (Slot &slot : slots_) {
+    for (Slot& slot : slots_) {
       slot.tensor.resize(preprocess_.OutputSize());
       free_.Push(&slot);
     }
@@ -71,7 +72,7 @@ class Pipeline {
       Infer();
     });
     logits_.Close();
-    for (std::thread &thread : threads) thread.join();
+    for (std::thread& thread : threads) thread.join();
     if (failure_) std::rethrow_exception(failure_);
     report_.seconds = SecondsSince(start);
     return report_;
@@ -79,7 +80,7 @@ class Pipeline {
 
  private:
   // Runs one thread's work; where it fails, the first failure is kept and every other thread is let go.
-  void Guard(const std::function<void()> &work) {
+  void Guard(const std::function<void()>& work) {
     try {
       work();
     } catch (...) {
@@ -96,12 +97,12 @@ class Pipeline {
 
   void Read() {
     for (size_t index = 0; index < items_.size(); ++index) {
-      Slot *slot = nullptr;
+      Slot* slot = nullptr;
       if (!free_.Pop(&slot)) return;
       slot->index = index;
       try {
-        slot->error = ReadFile(items_[index].path, kMaxImageBytes, &slot->file);
-      } catch (const std::bad_alloc &) {
+        ReadImage(items_[index], slot);
+      } catch (const std::bad_alloc&) {
         slot->error = kNoMemory;
       }
       if (!read_.Push(slot)) return;
@@ -109,15 +110,23 @@ class Pipeline {
     read_.Close();
   }
 
+  // Of an image that is neither a JPEG nor a PNG the PNG that preprocess.py made is read, where there is one.
+  void ReadImage(const Item& item, Slot* slot) const {
+    slot->error = ReadFile(item.path, kMaxImageBytes, &slot->file);
+    if (!slot->error.empty() || FormatOf(slot->file) != ImageFormat::kOther || converted_path_.empty()) return;
+    std::vector<uint8_t> png;
+    if (ReadFile(converted_path_ + "/" + item.converted, kMaxImageBytes, &png).empty()) slot->file = std::move(png);
+  }
+
   void Decode() {
-    Slot *slot = nullptr;
+    Slot* slot = nullptr;
     while (read_.Pop(&slot)) {
       if (slot->error.empty()) {
         try {
           preprocess_(slot->file, slot->tensor.data());
-        } catch (const ImageError &error) {
+        } catch (const ImageError& error) {
           slot->error = error.what();
-        } catch (const std::bad_alloc &) {
+        } catch (const std::bad_alloc&) {
           slot->error = kNoMemory;
         }
       }
@@ -126,17 +135,17 @@ class Pipeline {
   }
 
   // Hands the decoded slots out in the order of the items. Null at the end, or once another thread has failed.
-  Slot *Next() {
+  Slot* Next() {
     if (next_ == items_.size()) return nullptr;
-    const auto is_next = [this](const Slot *slot) { return slot->index == next_; };
+    const auto is_next = [this](const Slot* slot) { return slot->index == next_; };
     auto found = std::find_if(early_.begin(), early_.end(), is_next);
     while (found == early_.end()) {
-      Slot *slot = nullptr;
+      Slot* slot = nullptr;
       if (!decoded_.Pop(&slot)) return nullptr;
       early_.push_back(slot);
       found = std::find_if(early_.end() - 1, early_.end(), is_next);
     }
-    Slot *slot = *found;
+    Slot* slot = *found;
     early_.erase(found);
     ++next_;
     return slot;
@@ -144,9 +153,9 @@ class Pipeline {
 
   void Infer() {
     std::vector<size_t> batch;
-    while (Slot *slot = Next()) {
+    while (Slot* slot = Next()) {
       if (!slot->error.empty()) {
-        std::cerr << "cannot decode " << items_[slot->index].path << ": " << slot->error << std::endl;
+        std::cerr << Printable("cannot decode " + items_[slot->index].path + ": " + slot->error) << std::endl;
         ++report_.undecodable;
       } else {
         std::memcpy(runtime_.Input(static_cast<int>(batch.size())), slot->tensor.data(),
@@ -160,14 +169,13 @@ class Pipeline {
   }
 
   // Runs the network on a batch, the rest of it padded, and empties it. False once another thread has failed.
-  bool InferBatch(std::vector<size_t> *batch) {
+  bool InferBatch(std::vector<size_t>* batch) {
     for (int pad = static_cast<int>(batch->size()); pad < runtime_.batch_size(); ++pad) {
       std::memset(runtime_.Input(pad), 0, preprocess_.OutputSize() * sizeof(float));
     }
     const Clock::time_point start = Clock::now();
-    const float *logits = runtime_.Run();
+    const float* logits = runtime_.Run();
     report_.model_seconds += SecondsSince(start);
-    ++report_.batches;
     for (const size_t index : *batch) {
       if (!logits_.Push({index, std::vector<float>(logits, logits + runtime_.classes())})) return false;
       logits += runtime_.classes();
@@ -185,16 +193,16 @@ class Pipeline {
     }
   }
 
-  const std::vector<Item> &items_;
+  const std::vector<Item>& items_;
   const Preprocess preprocess_;
-  const std::string result_path_;
+  const std::string converted_path_, result_path_;
   const int threads_;
-  Runtime &runtime_;
+  Runtime& runtime_;
   std::vector<Slot> slots_;
-  BoundedQueue<Slot *> free_, read_, decoded_;
+  BoundedQueue<Slot*> free_, read_, decoded_;
   BoundedQueue<Logits> logits_;
-  std::vector<Slot *> early_;  // decoded before their turn
-  size_t next_ = 0;            // the item whose turn it is
+  std::vector<Slot*> early_;  // decoded before their turn
+  size_t next_ = 0;           // the item whose turn it is
   Report report_;
   std::mutex failure_mutex_;
   std::exception_ptr failure_;
@@ -202,9 +210,9 @@ class Pipeline {
 
 }  // namespace
 
-Report RunPipeline(const std::vector<Item> &items, const Spec &spec, const std::string &result_path, int threads,
-                   Runtime *runtime) {
-  return Pipeline(items, spec, result_path, threads, runtime).Run();
+Report RunPipeline(const std::vector<Item>& items, const Spec& spec, const std::string& converted_path,
+                   const std::string& result_path, int threads, Runtime* runtime) {
+  return Pipeline(items, spec, converted_path, result_path, threads, runtime).Run();
 }
 
 }  // namespace ddrnet

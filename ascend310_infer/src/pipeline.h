@@ -24,12 +24,11 @@ struct Report {
   size_t undecodable = 0;  // named on stderr, without a result
   double seconds = 0;      // from the first file read to the last result written
   double model_seconds = 0;
-  size_t batches = 0;
 };
 
 // Throws UserError where the device fails or a result cannot be written; all threads have ended then.
-Report RunPipeline(const std::vector<Item> &items, const Spec &spec, const std::string &result_path, int threads,
-                   Runtime *runtime);
+Report RunPipeline(const std::vector<Item>& items, const Spec& spec, const std::string& converted_path,
+                   const std::string& result_path, int threads, Runtime* runtime);
 
 }  // namespace ddrnet
 

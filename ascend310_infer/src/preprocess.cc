@@ -9,7 +9,7 @@
 #include "image_files.h"
 
 namespace ddrnet {
-Preprocess::Preprocess(const Spec &spec) : spec_(spec) {
+Preprocess::Preprocess(const Spec& spec) : spec_(spec) {
   for (int channel = 0; channel < 3; ++channel) {
     for (int byte = 0; byte < 256; ++byte) {
       normalized_[channel][byte] = static_cast<float>((byte / 255.0 - spec.mean[channel]) / spec.std[channel]);
@@ -19,7 +19,7 @@ Preprocess::Preprocess(const Spec &spec) : spec_(spec) {
 
 size_t Preprocess::OutputSize() const { return static_cast<size_t>(3) * spec_.image_size * spec_.image_size; }
 
-void Preprocess::operator()(const std::vector<uint8_t> &file, float *output) const {
+void Preprocess::operator()(const std::vector<uint8_t>& file, float* output) const {
   Image image, cropped;
   DecodeImage(file, &image);
 
@@ -38,12 +38,12 @@ void Preprocess::operator()(const std::vector<uint8_t> &file, float *output) con
                      " pixels, too narrow a strip");
   }
   const auto centred = [crop](int64_t length) { return static_cast<int>(std::llrint((length - crop) / 2.0)); };
-  ResizeAndCrop(image, spec_.filter, static_cast<int>(width), static_cast<int>(height), centred(width),
-                centred(height), crop, crop, &cropped);
+  ResizeAndCrop(image, spec_.filter, static_cast<int>(width), static_cast<int>(height), centred(width), centred(height),
+                crop, crop, &cropped);
 
   const size_t plane = static_cast<size_t>(crop) * crop;
   for (size_t i = 0; i < plane; ++i) {
-    const uint8_t *pixel = cropped.pixels.data() + i * 4;
+    const uint8_t* pixel = cropped.pixels.data() + i * 4;
     for (int channel = 0; channel < 3; ++channel) output[channel * plane + i] = normalized_[channel][pixel[channel]];
   }
 }

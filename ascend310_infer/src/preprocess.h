@@ -11,14 +11,14 @@ namespace ddrnet {
 
 class Preprocess {
  public:
-  explicit Preprocess(const Spec &spec);
+  explicit Preprocess(const Spec& spec);
 
   // Floats of one image: 3 * image_size * image_size.
   size_t OutputSize() const;
 
   // Decodes, resizes, crops and normalises one file into `output`: planes of red, green and blue, rows from the top.
   // Throws ImageError where the file cannot be decoded. Safe to call from several threads.
-  void operator()(const std::vector<uint8_t> &file, float *output) const;
+  void operator()(const std::vector<uint8_t>& file, float* output) const;
 
  private:
   Spec spec_;

@@ -26,7 +26,7 @@ class BoundedQueue {
   }
 
   // Waits for an entry. False once the queue is closed and empty.
-  bool Pop(T *entry) {
+  bool Pop(T* entry) {
     std::unique_lock<std::mutex> lock(mutex_);
     filled_.wait(lock, [this] { return closed_ || !entries_.empty(); });
     if (entries_.empty()) return false;

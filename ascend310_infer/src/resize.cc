@@ -25,8 +25,7 @@ double Sinc(double x) { return x == 0 ? 1.0 : std::sin(x * kPi) / (x * kPi); }
 double Evaluate(Filter filter, double x) {
   const double distance = std::abs(x);
   switch (filter) {
-    case Filter::kBilinear:
-      return distance < 1 ? 1 - distance : 0;
+    case Filter::kBilinear: return distance < 1 ? 1 - distance : 0;
     case Filter::kBicubic: {
       // Keys, "Cubic convolution interpolation for digital image processing" (1981), with a = -1/2.
       constexpr double a = -0.5;
@@ -34,27 +33,24 @@ double Evaluate(Filter filter, double x) {
       if (distance < 2) return (((distance - 5) * distance + 8) * distance - 4) * a;
       return 0;
     }
-    case Filter::kLanczos:
-      return distance < 3 ? Sinc(x) * Sinc(x / 3) : 0;
+    case Filter::kLanczos: return distance < 3 ? Sinc(x) * Sinc(x / 3) : 0;
   }
   return 0;
 }
 
-double Support(Filter filter) {
-  return filter == Filter::kBilinear ? 1 : filter == Filter::kBicubic ? 2 : 3;
-}
+double Support(Filter filter) { return filter == Filter::kBilinear ? 1 : filter == Filter::kBicubic ? 2 : 3; }
 
 // Four channels of a pixel at once; the compiler maps these to SSE, AVX or NEON registers.
 typedef int32_t Lanes __attribute__((vector_size(16)));
 typedef uint8_t Bytes __attribute__((vector_size(4)));
 
-inline Lanes Load(const uint8_t *pixel) {
+inline Lanes Load(const uint8_t* pixel) {
   Bytes bytes;
   std::memcpy(&bytes, pixel, sizeof(bytes));
   return __builtin_convertvector(bytes, Lanes);
 }
 
-inline void StoreRounded(Lanes sum, uint8_t *pixel) {
+inline void StoreRounded(Lanes sum, uint8_t* pixel) {
   sum >>= kPrecisionBits;
   sum = sum < 0 ? Lanes{} : sum;
   sum = sum > 255 ? Lanes{} + 255 : sum;
@@ -63,11 +59,11 @@ inline void StoreRounded(Lanes sum, uint8_t *pixel) {
 }
 
 DDRNET_VECTORIZED
-void ResampleRow(const uint8_t *source, const AxisWeights &axis, uint8_t *target) {
-  const int32_t *weights = axis.weights.data();
-  for (const AxisWeights::Run &run : axis.runs) {
+void ResampleRow(const uint8_t* source, const AxisWeights& axis, uint8_t* target) {
+  const int32_t* weights = axis.weights.data();
+  for (const AxisWeights::Run& run : axis.runs) {
     Lanes sum = Lanes{} + (1 << (kPrecisionBits - 1));
-    const uint8_t *pixel = source + static_cast<size_t>(run.begin) * 4;
+    const uint8_t* pixel = source + static_cast<size_t>(run.begin) * 4;
     for (int i = 0; i < run.count; ++i) sum += Load(pixel + static_cast<size_t>(i) * 4) * weights[i];
     StoreRounded(sum, target);
     target += 4;
@@ -76,7 +72,7 @@ void ResampleRow(const uint8_t *source, const AxisWeights &axis, uint8_t *target
 }
 
 DDRNET_VECTORIZED
-void ResampleColumns(const uint8_t *source, size_t row_bytes, const int32_t *weights, int count, uint8_t *target) {
+void ResampleColumns(const uint8_t* source, size_t row_bytes, const int32_t* weights, int count, uint8_t* target) {
   for (size_t x = 0; x < row_bytes; x += 4) {
     Lanes sum = Lanes{} + (1 << (kPrecisionBits - 1));
     for (int i = 0; i < count; ++i) sum += Load(source + x + i * row_bytes) * weights[i];
@@ -86,7 +82,7 @@ void ResampleColumns(const uint8_t *source, size_t row_bytes, const int32_t *wei
 
 }  // namespace
 
-Filter FilterByName(const std::string &name) {
+Filter FilterByName(const std::string& name) {
   if (name == "bilinear") return Filter::kBilinear;
   if (name == "bicubic") return Filter::kBicubic;
   if (name == "lanczos") return Filter::kLanczos;
@@ -115,20 +111,21 @@ AxisWeights ComputeWeights(Filter filter, int size_in, int size_out, int begin, 
     for (int tap = 0; tap < taps; ++tap) {
       const double share = total == 0 ? exact[tap] : exact[tap] / total;
       const double scaled = share * (1 << kPrecisionBits);
-      axis.weights[static_cast<size_t>(i) * axis.stride + tap] = static_cast<int32_t>(scaled + (scaled < 0 ? -0.5 : 0.5));
+      axis.weights[static_cast<size_t>(i) * axis.stride + tap] =
+          static_cast<int32_t>(scaled + (scaled < 0 ? -0.5 : 0.5));
     }
   }
   return axis;
 }
 
-void ResizeAndCrop(const Image &source, Filter filter, int full_width, int full_height, int left, int top, int width,
-                   int height, Image *target) {
+void ResizeAndCrop(const Image& source, Filter filter, int full_width, int full_height, int left, int top, int width,
+                   int height, Image* target) {
   const AxisWeights rows = ComputeWeights(filter, source.height, full_height, top, height);
   int first = top, count = height;  // the source rows that the box is made of
   if (full_height != source.height) {
     first = rows.runs.front().begin;
     count = 0;
-    for (const AxisWeights::Run &run : rows.runs) count = std::max(count, run.begin + run.count - first);
+    for (const AxisWeights::Run& run : rows.runs) count = std::max(count, run.begin + run.count - first);
   }
 
   Image narrowed;
@@ -138,7 +135,8 @@ void ResizeAndCrop(const Image &source, Filter filter, int full_width, int full_
     for (int y = 0; y < count; ++y) ResampleRow(source.Row(first + y), columns, narrowed.Row(y));
   } else {
     for (int y = 0; y < count; ++y) {
-      std::memcpy(narrowed.Row(y), source.Row(first + y) + static_cast<size_t>(left) * 4, static_cast<size_t>(width) * 4);
+      std::memcpy(narrowed.Row(y), source.Row(first + y) + static_cast<size_t>(left) * 4,
+                  static_cast<size_t>(width) * 4);
     }
   }
   if (full_height == source.height) {
@@ -148,7 +146,7 @@ void ResizeAndCrop(const Image &source, Filter filter, int full_width, int full_
 
   target->Allocate(width, height);
   for (int y = 0; y < height; ++y) {
-    const AxisWeights::Run &run = rows.runs[y];
+    const AxisWeights::Run& run = rows.runs[y];
     ResampleColumns(narrowed.Row(run.begin - first), static_cast<size_t>(width) * 4,
                     rows.weights.data() + static_cast<size_t>(y) * rows.stride, run.count, target->Row(y));
   }

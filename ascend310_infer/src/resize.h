@@ -12,7 +12,7 @@ namespace ddrnet {
 enum class Filter { kBilinear, kBicubic, kLanczos };
 
 // "bilinear", "bicubic" or "lanczos"; throws UserError on anything else.
-Filter FilterByName(const std::string &name);
+Filter FilterByName(const std::string& name);
 
 // For each output sample along one axis: the run of input samples it is made of and their weights.
 struct AxisWeights {
@@ -30,10 +30,10 @@ struct AxisWeights {
 AxisWeights ComputeWeights(Filter filter, int size_in, int size_out, int begin, int count);
 
 // Resizes to (full_width, full_height) and keeps the box of (width, height) at (left, top), which lies in the result;
-// nothing else is computed. First along rows, rounded to 8 bits, then along columns; an axis that keeps its size is left
-// as it is.
-void ResizeAndCrop(const Image &source, Filter filter, int full_width, int full_height, int left, int top, int width,
-                   int height, Image *target);
+// nothing else is computed. First along rows, rounded to 8 bits, then along columns; an axis that keeps its size is
+// left as it is.
+void ResizeAndCrop(const Image& source, Filter filter, int full_width, int full_height, int left, int top, int width,
+                   int height, Image* target);
 
 }  // namespace ddrnet
 

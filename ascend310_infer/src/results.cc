@@ -12,7 +12,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool IsResult(const std::string &name) {
+bool IsResult(const std::string& name) {
   const std::string ending = "_0.bin";
   return name.size() > ending.size() && name.compare(name.size() - ending.size(), ending.size(), ending) == 0 &&
          name.find("__") != std::string::npos;
@@ -20,7 +20,7 @@ bool IsResult(const std::string &name) {
 
 }  // namespace
 
-void MakeFolder(const std::string &folder) {
+void MakeFolder(const std::string& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (!fs::is_directory(folder)) {
@@ -28,19 +28,19 @@ void MakeFolder(const std::string &folder) {
   }
 }
 
-void PrepareResultFolder(const std::string &folder) {
+void PrepareResultFolder(const std::string& folder) {
   MakeFolder(folder);
   try {
-    for (const fs::directory_entry &entry : fs::directory_iterator(folder)) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
       if (IsResult(entry.path().filename().string())) fs::remove(entry.path());
     }
-  } catch (const fs::filesystem_error &error) {
+  } catch (const fs::filesystem_error& error) {
     throw UserError(folder + ": results of an earlier run cannot be removed (" + error.code().message() + ")");
   }
 }
 
-void WriteFile(const std::string &path, const void *data, size_t size) {
-  std::FILE *file = std::fopen(path.c_str(), "wb");
+void WriteFile(const std::string& path, const void* data, size_t size) {
+  std::FILE* file = std::fopen(path.c_str(), "wb");
   bool written = file != nullptr && std::fwrite(data, 1, size, file) == size;
   int reason = errno;
   if (file != nullptr && std::fclose(file) != 0 && written) {

@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <cstdio>
 #include <memory>
 #include <thread>
 
@@ -14,12 +15,12 @@ namespace {
 
 constexpr char kAscendManager[] = "/dev/davinci_manager";  // there wherever the driver is loaded
 
-bool Exists(const std::string &path) {
+bool Exists(const std::string& path) {
   struct stat status;
   return stat(path.c_str(), &status) == 0;
 }
 
-std::shared_ptr<mindspore::Context> MakeContext(const std::string &device_target, int device_id) {
+std::shared_ptr<mindspore::Context> MakeContext(const std::string& device_target, int device_id) {
   auto context = std::make_shared<mindspore::Context>();
   if (device_target == "Ascend") {
     auto device = std::make_shared<mindspore::AscendDeviceInfo>();
@@ -34,39 +35,54 @@ std::shared_ptr<mindspore::Context> MakeContext(const std::string &device_target
   return context;
 }
 
-std::string ShapeText(const std::vector<int64_t> &shape) {
+std::string ShapeText(const std::vector<int64_t>& shape) {
   std::string text;
   for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
   return "(" + text + ")";
 }
 
-// Why a model could not be built, as far as can be told from outside the runtime.
-std::string Reason(int version, const std::string &device_target, int device_id, const mindspore::Status &status) {
-  const std::string version_text = mindspore::Version();  // empty in some packages
-  const std::string runtime = version_text.empty() ? "this MindSpore Lite" : version_text;
+// Whether this MindSpore Lite is known to be newer than those that read format version 1 alone.
+bool IsNew(const std::string& version) {
+  int major = 0, minor = 0;
+  const size_t digit = version.find_first_of("0123456789");
+  if (digit == std::string::npos || std::sscanf(version.c_str() + digit, "%d.%d", &major, &minor) != 2) return false;
+  return major > 2 || (major == 2 && minor >= 3);
+}
+
+// What may be amiss where a model could not be built, as far as can be told from outside the runtime.
+std::string Advice(int version, const std::string& device_target, int device_id, const std::string& lite) {
+  const std::string card = "/dev/davinci" + std::to_string(device_id);
   if (device_target == "Ascend" && !Exists(kAscendManager)) {
     return "there is no Ascend card here (" + std::string(kAscendManager) +
            " is missing); npu-smi info must list it, and DEVICE_TARGET=CPU runs without one";
   }
-  if (device_target == "Ascend" && !Exists("/dev/davinci" + std::to_string(device_id))) {
-    return "there is no Ascend card " + std::to_string(device_id) + " (/dev/davinci" + std::to_string(device_id) +
+  if (device_target == "Ascend" && !Exists(card)) {
+    return "there is no Ascend card " + std::to_string(device_id) + " (" + card +
            " is missing); npu-smi info lists those there are";
   }
-  if (version > 1) {
-    return "it has MindIR format version " + std::to_string(version) + ", which " + runtime +
-           " may be too old to read; export.py --mindir_version 1 writes one for old runtimes";
+  std::string advice = (lite.empty() ? "this MindSpore Lite" : lite) + " cannot build it";
+  if (version > 1 && !IsNew(lite)) {
+    advice += "; it has MindIR format version " + std::to_string(version) +
+              ", which may be too new: export.py --mindir_version 1 writes one for runtimes before 2.3";
   }
-  return runtime + " cannot build it (" + status.ToString() + "); GLOG_v=1 in the environment shows why";
+  if (device_target == "Ascend") {
+    advice +=
+        "; CANN must be in the environment (source /usr/local/Ascend/ascend-toolkit/set_env.sh) and its te and "
+        "topi wheels in the PATH's Python, as the card's operators are compiled now";
+  }
+  return advice;
 }
 
 }  // namespace
 
-Runtime::Runtime(const std::string &mindir_path, const Spec &spec, const std::string &device_target, int device_id)
+Runtime::Runtime(const std::string& mindir_path, const Spec& spec, const std::string& device_target, int device_id)
     : path_(mindir_path), spec_(spec) {
   const int version = MindirVersion(mindir_path);
-  const mindspore::Status status =
-      model_.Build(mindir_path, mindspore::kMindIR, MakeContext(device_target, device_id));
-  if (!status.IsOk()) throw UserError(mindir_path + ": " + Reason(version, device_target, device_id, status));
+  const mindspore::Status status = model_.Build(mindir_path, mindspore::kMindIR, MakeContext(device_target, device_id));
+  if (!status.IsOk()) {
+    throw UserError(mindir_path + ": " + Advice(version, device_target, device_id, mindspore::Version()) +
+                    "; MindSpore Lite says: " + status.ToString() + " (GLOG_v=1 in the environment shows more)");
+  }
   inputs_ = model_.GetInputs();
   CheckShapes();
   image_floats_ = static_cast<size_t>(spec_.input_shape[1] * spec_.input_shape[2] * spec_.input_shape[3]);
@@ -83,24 +99,25 @@ void Runtime::CheckShapes() const {
   }
 }
 
-float *Runtime::Input(int index) {
-  auto *data = static_cast<float *>(inputs_[0].MutableData());
+float* Runtime::Input(int index) {
+  auto* data = static_cast<float*>(inputs_[0].MutableData());
   if (data == nullptr) throw UserError(path_ + ": the runtime has no memory for the input");
   return data + index * image_floats_;
 }
 
-const float *Runtime::Run() {
+const float* Runtime::Run() {
   const mindspore::Status status = model_.Predict(inputs_, &outputs_);
   if (!status.IsOk()) {
-    throw UserError(path_ + ": the device failed (" + status.ToString() + "); GLOG_v=1 in the environment shows why");
+    throw UserError(path_ + ": the device failed; MindSpore Lite says: " + status.ToString() +
+                    " (GLOG_v=1 in the environment shows more)");
   }
   if (outputs_.size() != 1 || outputs_[0].DataType() != mindspore::DataType::kNumberTypeFloat32 ||
       outputs_[0].DataSize() != static_cast<size_t>(batch_size()) * classes() * sizeof(float)) {
-    throw UserError(path_ + ": its output is not float32 " + ShapeText(spec_.output_shape) + ", as " +
-                    SpecPath(path_) + " says; export both again");
+    throw UserError(path_ + ": its output is not float32 " + ShapeText(spec_.output_shape) + ", as " + SpecPath(path_) +
+                    " says; export both again");
   }
   logits_ = outputs_[0].Data();
-  return static_cast<const float *>(logits_.get());
+  return static_cast<const float*>(logits_.get());
 }
 
 }  // namespace ddrnet

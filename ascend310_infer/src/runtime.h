@@ -15,16 +15,16 @@ class Runtime {
  public:
   // Loads and compiles the MindIR for a device, "Ascend" or "CPU". Throws UserError, saying what would help, where the
   // file or the device is not as it must be, or where the file and `spec` disagree.
-  Runtime(const std::string &mindir_path, const Spec &spec, const std::string &device_target, int device_id);
+  Runtime(const std::string& mindir_path, const Spec& spec, const std::string& device_target, int device_id);
 
   int batch_size() const { return static_cast<int>(spec_.input_shape[0]); }
   int classes() const { return static_cast<int>(spec_.output_shape[1]); }
 
   // Where image `index` of the next batch goes: 3 * H * W floats. A new address after each Run.
-  float *Input(int index);
+  float* Input(int index);
 
   // One batch, to its logits (batch size, classes). Throws UserError where the device fails.
-  const float *Run();
+  const float* Run();
 
  private:
   void CheckShapes() const;

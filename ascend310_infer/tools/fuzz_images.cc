@@ -18,7 +18,6 @@
 #include "error.h"
 #include "files.h"
 #include "image_files.h"
-#include "json.h"
 #include "preprocess.h"
 #include "spec.h"
 
@@ -26,7 +25,7 @@ namespace {
 
 using Bytes = std::vector<uint8_t>;
 
-void Mutate(std::mt19937_64 *random, Bytes *bytes) {
+void Mutate(std::mt19937_64* random, Bytes* bytes) {
   const auto below = [random](size_t limit) { return static_cast<size_t>((*random)() % limit); };
   // Headers decide what the rest means, so half of the changes go there.
   const auto place = [&] { return below(below(2) == 0 ? std::min<size_t>(bytes->size(), 700) : bytes->size()); };
@@ -35,18 +34,10 @@ void Mutate(std::mt19937_64 *random, Bytes *bytes) {
     const size_t at = place();
     const size_t length = std::min(bytes->size() - at, 1 + below(64));
     switch (below(7)) {
-      case 0:
-        (*bytes)[at] ^= static_cast<uint8_t>(1u << below(8));
-        break;
-      case 1:
-        (*bytes)[at] = static_cast<uint8_t>(below(256));
-        break;
-      case 2:
-        (*bytes)[at] = 0xFF;
-        break;
-      case 3:
-        bytes->resize(at);
-        break;
+      case 0: (*bytes)[at] ^= static_cast<uint8_t>(1u << below(8)); break;
+      case 1: (*bytes)[at] = static_cast<uint8_t>(below(256)); break;
+      case 2: (*bytes)[at] = 0xFF; break;
+      case 3: bytes->resize(at); break;
       case 4:
         bytes->erase(bytes->begin() + static_cast<long>(at), bytes->begin() + static_cast<long>(at + length));
         break;
@@ -63,7 +54,7 @@ void Mutate(std::mt19937_64 *random, Bytes *bytes) {
 
 }  // namespace
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc < 5) {
     std::cerr << "usage: fuzz_images SPEC.json COUNT SEED FILE..." << std::endl;
     return 2;
@@ -91,26 +82,26 @@ int main(int argc, char **argv) {
     std::mt19937_64 random(sequence);
     Bytes bytes = files[static_cast<size_t>(random() % files.size())];
     Mutate(&random, &bytes);
-    if (std::FILE *file = std::fopen("fuzz_input.bin", "wb")) {
+    if (std::FILE* file = std::fopen("fuzz_input.bin", "wb")) {
       std::fwrite(bytes.data(), 1, bytes.size(), file);
       std::fclose(file);
     }
     try {
       preprocess(bytes, tensor.data());
       ++decoded;
-    } catch (const ddrnet::ImageError &) {
+    } catch (const ddrnet::ImageError&) {
       // What a damaged image is meant to end in.
     }
     Bytes text = spec_text;
     Mutate(&random, &text);
     try {
-      ddrnet::ParseJson(std::string(text.begin(), text.end()));
+      ddrnet::ParseSpec("spec", std::string(text.begin(), text.end()));
       ++parsed;
-    } catch (const ddrnet::UserError &) {
+    } catch (const ddrnet::UserError&) {
       // Likewise.
     }
   }
   std::remove("fuzz_input.bin");
-  std::printf("images: %ld of %ld decoded; specifications: %ld parsed\n", decoded, count, parsed);
+  std::printf("images: %ld of %ld decoded; specifications: %ld read\n", decoded, count, parsed);
   return 0;
 }

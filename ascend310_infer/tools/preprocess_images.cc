@@ -27,42 +27,43 @@
 namespace ddrnet {
 namespace {
 
-std::vector<uint8_t> Read(const std::string &path) {
+std::vector<uint8_t> Read(const std::string& path) {
   std::vector<uint8_t> bytes;
   const std::string problem = ReadFile(path, kMaxImageBytes, &bytes);
   if (!problem.empty()) throw ImageError(problem);
   return bytes;
 }
 
-void Dump(const Preprocess &preprocess, const std::vector<std::string> &paths, const std::string &output) {
+void Dump(const Preprocess& preprocess, const std::vector<std::string>& paths, const std::string& output) {
   std::ofstream file(output, std::ios::binary);
   std::vector<float> tensor(preprocess.OutputSize());
-  for (const std::string &path : paths) {
+  for (const std::string& path : paths) {
     try {
       preprocess(Read(path), tensor.data());
-    } catch (const ImageError &error) {
+    } catch (const ImageError& error) {
       throw UserError(path + ": " + error.what());
     }
-    file.write(reinterpret_cast<const char *>(tensor.data()), static_cast<std::streamsize>(tensor.size() * sizeof(float)));
+    file.write(reinterpret_cast<const char*>(tensor.data()),
+               static_cast<std::streamsize>(tensor.size() * sizeof(float)));
   }
   if (!file.flush()) throw UserError(output + ": cannot be written");
 }
 
-void DumpPixels(const std::vector<std::string> &paths, const std::string &output) {
+void DumpPixels(const std::vector<std::string>& paths, const std::string& output) {
   std::ofstream file(output, std::ios::binary);
   Image image;
   std::vector<char> rgb;
-  for (const std::string &path : paths) {
+  for (const std::string& path : paths) {
     std::string verdict = "decoded";
     try {
       DecodeImage(Read(path), &image);
-    } catch (const ImageError &error) {
+    } catch (const ImageError& error) {
       verdict = error.what();
       image.Allocate(0, 0);
     }
     std::printf("%s\n", verdict.c_str());
     const int32_t size[] = {image.width, image.height};
-    file.write(reinterpret_cast<const char *>(size), sizeof(size));
+    file.write(reinterpret_cast<const char*>(size), sizeof(size));
     rgb.clear();
     for (size_t i = 0; i < image.pixels.size(); i += 4) {
       rgb.insert(rgb.end(), image.pixels.data() + i, image.pixels.data() + i + 3);
@@ -72,7 +73,7 @@ void DumpPixels(const std::vector<std::string> &paths, const std::string &output
   if (!file.flush()) throw UserError(output + ": cannot be written");
 }
 
-void Time(const Preprocess &preprocess, const std::vector<std::string> &paths, int threads) {
+void Time(const Preprocess& preprocess, const std::vector<std::string>& paths, int threads) {
   std::atomic<size_t> next{0}, done{0};
   const auto start = std::chrono::steady_clock::now();
   std::vector<std::thread> workers;
@@ -85,13 +86,13 @@ void Time(const Preprocess &preprocess, const std::vector<std::string> &paths, i
         try {
           preprocess(file, tensor.data());
           ++done;
-        } catch (const ImageError &) {
+        } catch (const ImageError&) {
           // Not counted.
         }
       }
     });
   }
-  for (std::thread &worker : workers) worker.join();
+  for (std::thread& worker : workers) worker.join();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf("images/s: %.1f\n", static_cast<double>(done) / seconds);
 }
@@ -99,7 +100,7 @@ void Time(const Preprocess &preprocess, const std::vector<std::string> &paths, i
 }  // namespace
 }  // namespace ddrnet
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   const bool pixels = argc > 3 && std::strcmp(argv[1], "--pixels") == 0;
   const bool timed = argc > 3 && std::strcmp(argv[2], "--time") == 0;
   const int first = timed ? 4 : 3;
@@ -119,8 +120,8 @@ int main(int argc, char **argv) {
     } else {
       ddrnet::Dump(preprocess, paths, argv[2]);
     }
-  } catch (const ddrnet::UserError &error) {
-    std::cerr << "error: " << error.what() << std::endl;
+  } catch (const ddrnet::UserError& error) {
+    std::cerr << "error: " << ddrnet::Printable(error.what()) << std::endl;
     return 2;
   }
   return 0;

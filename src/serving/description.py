@@ -1,8 +1,12 @@
 """The serving description: what a runtime must know of an exported network, in a .json beside the file.
 
 `ascend310_infer/src/spec.cc` reads it as well. Nothing here needs MindSpore, as the machine that serves has none.
+A file that converter_lite made of an exported one is described as its original was by
+
+    python -m src.serving.description DDRNet23.mindir DDRNet23_310.mindir
 """
 
+import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -10,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from src import __version__
-from src.errors import UserError, printable
+from src.errors import UserError, printable, run
 from src.files import open_regular, read_json, write_text
 
 if TYPE_CHECKING:
@@ -123,3 +127,18 @@ def sha256(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     return digest.hexdigest()
+
+
+def main(argv: Optional[list[str]] = None) -> None:
+    """Describe a converted file as its original."""
+    parser = argparse.ArgumentParser(description="Describe a converted file as its original.", allow_abbrev=False)
+    parser.add_argument("original", help="the exported file, with its .json beside it")
+    parser.add_argument("converted", help="what converter_lite made of it")
+    args = parser.parse_args(argv)
+    if Path(args.original).with_suffix(".json") == Path(args.converted).with_suffix(".json"):
+        raise UserError(f"{args.converted}: must have another name than {args.original}, whose .json stays")
+    print(write_description(args.converted, read_description(args.original)))
+
+
+if __name__ == "__main__":
+    run(main)
