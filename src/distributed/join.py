@@ -11,11 +11,9 @@ cluster's scheduler. MindSpore never sees the table.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -37,12 +35,14 @@ from src.launcher.environment import (
     scheduler_environment,
     table_cards,
 )
+from src.launcher.processes import Guard
 from src.launcher.rank_table import read_rank_table
 
 BACKENDS = {"Ascend": "hccl", "GPU": "nccl", "CPU": "mccl"}
 MEETING_LIMIT = 1800.0  # seconds for rank 0 to come, which a platform may start later, or which copies data in first
 START_LIMIT = 7200.0  # seconds from here to the first step: ranks meet, data is listed, the graph is compiled
 
+_guards: list[Guard] = []  # each holds a pipe whose end tells of this process's death
 _log = logging.getLogger(__name__)
 
 
@@ -164,15 +164,20 @@ def _wait_for(meeting: tuple[str, int]) -> None:
 
 
 def _start_scheduler(environment: dict[str, str]) -> None:
-    """Start the cluster's scheduler, which ends with this process."""
-    libc = ctypes.CDLL(None)
-    subprocess.Popen(
+    """Start the cluster's scheduler, which ends with the last rank; what is left of it after this one's death is killed.
+
+    Not at once: the other ranks, which may end a moment later, are stopped by MindSpore where it has gone before them.
+    """
+    scheduler = subprocess.Popen(
         [sys.executable, "-c", SCHEDULER],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: libc.prctl(1, signal.SIGTERM, 0, 0, 0),  # PR_SET_PDEATHSIG
+        start_new_session=True,
     )
+    guard = Guard(detached=True)
+    guard.add(scheduler.pid)
+    _guards.append(guard)
 
 
 def _number(name: str, default: int) -> int:

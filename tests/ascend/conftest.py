@@ -69,7 +69,7 @@ class Ascend:
         return {name: value for name, value in result.items() if value != "None"}
 
     def run(
-        self, command: list, folder: Path, timeout: float = 120, soc: str = "Ascend910B1", **values: object
+        self, command: list, folder: Path, timeout: float = 400, soc: str = "Ascend910B1", **values: object
     ) -> subprocess.CompletedProcess:
         """Run a command to its end in a folder; both streams are in `stdout`. `values` as for `environment`."""
         return subprocess.run(

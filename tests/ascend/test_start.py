@@ -139,7 +139,8 @@ def test_ranks_that_a_platform_starts_with_a_table_meet_too(ascend: Ascend, rank
                     stderr=log,
                 )
             )
-    codes = [process.wait(100) for process in processes]
+    codes = [process.wait(400) for process in processes]
+    wait_until(lambda: not schedulers(), 40, "the scheduler ends")
     ranks = [said((tmp_path / f"{rank}.txt").read_text(errors="replace")) for rank in range(2)]
     assert codes == [0, 0], (tmp_path / "0.txt").read_text()[-3000:]
     assert ranks == [spoken(rank, 2, rank, "4,5") for rank in range(2)]
@@ -176,7 +177,7 @@ def test_the_ranks_of_several_servers_meet(ascend: Ascend, rank_program, tmp_pat
         with (tmp_path / f"{number}.txt").open("w") as log:
             command = [str(word) for word in (*as_another_host(f"server{number}"), *launcher)]
             processes.append(subprocess.Popen(command, cwd=tmp_path, env=values, stdout=log, stderr=log))
-    codes = [process.wait(150) for process in processes]
+    codes = [process.wait(400) for process in processes]
     assert codes == [0, 0], (tmp_path / "0.txt").read_text()[-2000:] + (tmp_path / "1.txt").read_text()[-2000:]
     logs = [(tmp_path / f"train_parallel{rank}/log.txt").read_text(errors="replace") for rank in range(4)]
     assert [said(log) for log in logs] == [spoken(rank, 4, rank % 2, "4,5") for rank in range(4)]
@@ -192,7 +193,7 @@ def test_train_py_starts_as_two_ranks_of_a_table_and_gets_to_its_step(ascend: As
         process = subprocess.Popen(command, cwd=tmp_path, env=values, stdout=log, stderr=log)
     try:
         wait_until(
-            lambda: process.poll() is not None or says(tmp_path / "output.txt", "compiling the step")(), 150, "a step"
+            lambda: process.poll() is not None or says(tmp_path / "output.txt", "compiling the step")(), 400, "a step"
         )
         assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
         for rank in range(2):
@@ -201,10 +202,23 @@ def test_train_py_starts_as_two_ranks_of_a_table_and_gets_to_its_step(ascend: As
         for _ in range(2):
             process.terminate()
             wait_until(says(tmp_path / "output.txt", "stopping"), 20, "the signal is noticed")
-        assert process.wait(40) == 128 + signal.SIGTERM
+        assert process.wait(100) == 128 + signal.SIGTERM
         assert not alive(tmp_path)
     finally:
         end_all(tmp_path)
+
+
+def schedulers() -> list[int]:
+    """The scheduler processes of test_ranks_that_a_platform_starts, by its port."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            values = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"MS_ROLE=MS_SCHED" in values and b"MS_SCHED_PORT=18327" in values:
+            found.append(int(entry.parent.name))
+    return found
 
 
 # What is missing is said in one line.
