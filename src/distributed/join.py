@@ -152,7 +152,7 @@ def _meet_by_table(path: str, world: int, device_target: str) -> None:
 
 
 def _wait_for(meeting: tuple[str, int]) -> None:
-    """Wait until the scheduler listens: a rank that asks before waits half a minute until it asks again."""
+    """Wait until the scheduler listens: a rank that asks before has to wait until it asks again."""
     deadline = time.monotonic() + MEETING_LIMIT
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(meeting, timeout=5):
@@ -164,7 +164,7 @@ def _wait_for(meeting: tuple[str, int]) -> None:
 
 
 def _start_scheduler(environment: dict[str, str]) -> None:
-    """Start the cluster's scheduler, which ends with the last rank; what is left of it after this one's death is killed.
+    """Start the cluster's scheduler, which ends with the last rank; what is left after this one's death is killed.
 
     Not at once: the other ranks, which may end a moment later, are stopped by MindSpore where it has gone before them.
     """
