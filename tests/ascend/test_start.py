@@ -14,6 +14,7 @@ import pytest
 from tests.ascend.conftest import Ascend
 from tests.conftest import ROOT, TINY
 from tests.processes import alive, end_all, says, wait_until
+from tests.test_launcher import free_ports
 from tests.test_rank_table import table
 
 SOCS = ("Ascend910A", "Ascend910B1")
@@ -126,9 +127,9 @@ def test_cards_that_the_user_has_chosen_are_the_ranks_cards(ascend: Ascend, rank
 
 def test_ranks_that_a_platform_starts_with_a_table_meet_too(ascend: Ascend, rank_program, tmp_path):
     """One process a card, each with RANK_TABLE_FILE, RANK_ID, RANK_SIZE and DEVICE_ID, as ModelArts starts them."""
-    path, processes = cards_table(tmp_path, 4, 5), []
+    path, processes, port = cards_table(tmp_path, 4, 5), [], free_ports()
     for rank in range(2):
-        values = {"RANK_TABLE_FILE": path, "RANK_ID": rank, "RANK_SIZE": 2, "DEVICE_ID": 4 + rank, "MASTER_PORT": 18327}
+        values = {"RANK_TABLE_FILE": path, "RANK_ID": rank, "RANK_SIZE": 2, "DEVICE_ID": 4 + rank, "MASTER_PORT": port}
         with (tmp_path / f"{rank}.txt").open("w") as log:
             processes.append(
                 subprocess.Popen(
@@ -140,7 +141,7 @@ def test_ranks_that_a_platform_starts_with_a_table_meet_too(ascend: Ascend, rank
                 )
             )
     codes = [process.wait(400) for process in processes]
-    wait_until(lambda: not schedulers(), 40, "the scheduler ends")
+    wait_until(lambda: not schedulers(port), 40, "the scheduler ends")
     ranks = [said((tmp_path / f"{rank}.txt").read_text(errors="replace")) for rank in range(2)]
     assert codes == [0, 0], (tmp_path / "0.txt").read_text()[-3000:]
     assert ranks == [spoken(rank, 2, rank, "4,5") for rank in range(2)]
@@ -171,9 +172,9 @@ def test_the_ranks_of_several_servers_meet(ascend: Ascend, rank_program, tmp_pat
         sys.executable,
         rank_program,
     ]
-    processes = []
+    processes, port = [], free_ports()
     for number, server in enumerate(("127.0.0.1", "127.0.0.2")):
-        values = ascend.environment(SERVER_ID=server, MASTER_PORT=18431)
+        values = ascend.environment(SERVER_ID=server, MASTER_PORT=port)
         with (tmp_path / f"{number}.txt").open("w") as log:
             command = [str(word) for word in (*as_another_host(f"server{number}"), *launcher)]
             processes.append(subprocess.Popen(command, cwd=tmp_path, env=values, stdout=log, stderr=log))
@@ -208,15 +209,15 @@ def test_train_py_starts_as_two_ranks_of_a_table_and_gets_to_its_step(ascend: As
         end_all(tmp_path)
 
 
-def schedulers() -> list[int]:
-    """The scheduler processes of test_ranks_that_a_platform_starts, by its port."""
+def schedulers(port: int) -> list[int]:
+    """The schedulers of a port."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
             values = entry.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"MS_ROLE=MS_SCHED" in values and b"MS_SCHED_PORT=18327" in values:
+        if b"MS_ROLE=MS_SCHED" in values and f"MS_SCHED_PORT={port}".encode() in values:
             found.append(int(entry.parent.name))
     return found
 
