@@ -98,6 +98,11 @@ def has_bfloat16() -> bool:
     return path is not None and bool(ctypes.CDLL(str(path)).ddrnet_has_bfloat16())
 
 
+def block() -> int:
+    """The output channels that the compiled kernels compute at once: packed weights are filled up to a multiple."""
+    return ctypes.CDLL(str(library())).ddrnet_block()
+
+
 def _without(reason: str) -> Optional[Path]:
     _log.warning("the CPU kernels: %s; MindSpore's own are used, slower", reason)
     return None

@@ -157,14 +157,16 @@ const float* Narrowed(const float* from, int64_t count) {
 }
 
 // Weights (out, in, taps) to panels [block of out][tap][in][out in the block], or with `transposed` to
-// [block of in][tap][out][in in the block]; of the taps that are listed.
-Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::vector<int64_t>& taps,
-            bool transposed) {
+// [block of in][tap][out][in in the block]; of the taps that are listed. Into `memory`, or scratch memory.
+Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::vector<int64_t>& taps, bool transposed,
+            float* memory = nullptr) {
   constexpr int64_t kSlice = 16;  // of the depth, so that what is written at a time stays in the first cache
   const bool pairs = factors == Factors::kBfloat16;
   const int64_t depth = transposed ? g.out : g.in, columns = transposed ? g.in : g.out;
   const int64_t count = static_cast<int64_t>(taps.size()), all = g.taps();
-  float* memory = Scratch(kPanels, DivideUp(columns, kBlock) * kBlock * depth * std::max<int64_t>(count, 1));
+  if (memory == nullptr) {
+    memory = Scratch(kPanels, DivideUp(columns, kBlock) * kBlock * depth * std::max<int64_t>(count, 1));
+  }
   const Panels panels{factors, memory, count, pairs ? depth / 2 : depth, columns};
   const int64_t slices = DivideUp(depth, kSlice);
   const int64_t over_column = transposed ? all : g.in * all, over_depth = transposed ? g.in * all : all;
@@ -199,7 +201,7 @@ Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::
           }
           Transpose(square);
           for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, run - i); ++lane) {
-            *reinterpret_cast<Vec*>(rows + place[i + lane] + j) = square[lane];
+            *reinterpret_cast<VecU*>(rows + place[i + lane] + j) = square[lane];
           }
         }
       }
@@ -285,17 +287,18 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
 // Pairs need an even number along the sum; the images' three channels stay float32.
 Factors Usable(Factors factors, int64_t depth) { return depth % 2 == 0 && kHasBfloat16 ? factors : Factors::kFloat32; }
 
-void Forward(Factors wanted, const Geometry& g, const float* x, const float* weight, const Finish& finish, float* y) {
-  const Factors factors = Usable(wanted, g.in);
+// `packed`: the weights as `PackOperator` lays them out, or null: they are packed here.
+void Forward(Factors factors, const Geometry& g, const float* x, const float* weight, const float* packed,
+             const Finish& finish, float* y) {
   Geometry read = g;  // as the rows are read: in pairs, half as many channels
   if (factors == Factors::kBfloat16) {
     read.in /= 2;
     x = Narrowed(x, g.images * g.height * g.width * g.in);
   }
-  for (const Gather& gather : Cached(read, true)) {
-    const Panels panels = Pack(factors, g, weight, gather.taps, false);
-    Multiply(gather, g.images, x, g.height * g.width * read.in, panels, y, g.out_height * g.out_width * g.out, finish);
-  }
+  const Gather& gather = Cached(read, true)[0];
+  const Panels panels =
+      packed ? Panels{factors, packed, g.taps(), read.in, g.out} : Pack(factors, g, weight, gather.taps, false);
+  Multiply(gather, g.images, x, g.height * g.width * read.in, panels, y, g.out_height * g.out_width * g.out, finish);
 }
 
 void InputGradient(Factors wanted, const Geometry& g, const float* dy, const float* weight, float* dx) {
@@ -452,14 +455,34 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
 
 template <int stride, bool same, Factors factors>
 void ForwardOperator(const Tensors& t) {  // x, weight to y
-  Forward(factors, GeometryOf<stride, same>(t, 0, 1, 2), t.In(0), t.In(1), {}, t.Out(2));
+  const Geometry g = GeometryOf<stride, same>(t, 0, 1, 2);
+  Forward(Usable(factors, g.in), g, t.In(0), t.In(1), nullptr, {}, t.Out(2));
 }
 
-template <int stride, bool same, Factors factors, bool relu>
-void BiasOperator(const Tensors& t) {  // x, weight, bias[, shortcut] to y
+template <int stride, bool same, Factors factors>
+void BiasOperator(const Tensors& t) {  // x, weight, bias to y
+  const Geometry g = GeometryOf<stride, same>(t, 0, 1, 3);
+  Forward(Usable(factors, g.in), g, t.In(0), t.In(1), nullptr, {t.In(2), nullptr, false}, t.Out(3));
+}
+
+// Weights (out, in, k, k) to (out rounded up to kBlock, in, k, k), or of bfloat16 (.., in / 2, k, k), whose order is
+// that of the panels.
+void PackOperator(const Tensors& t) {
+  Geometry g{};
+  g.out = t.Dim(0, 0), g.in = t.Dim(0, 1), g.kernel = t.Dim(0, 2);
+  std::vector<int64_t> taps;
+  for (int64_t i = 0; i < g.taps(); ++i) taps.push_back(i);
+  const bool pairs = t.Dim(1, 1) != g.in;
+  Require(!pairs || kHasBfloat16, "conv2d_pack: this processor has no bfloat16");
+  Pack(pairs ? Factors::kBfloat16 : Factors::kFloat32, g, t.In(0), taps, false, t.Out(1));
+}
+
+template <int stride, bool same, bool relu>
+void PackedOperator(const Tensors& t) {  // x, packed weights, bias[, shortcut] to y
   const int y = t.count - 1;
-  const Finish finish{t.In(2), y == 4 ? t.In(3) : nullptr, relu};
-  Forward(factors, GeometryOf<stride, same>(t, 0, 1, y), t.In(0), t.In(1), finish, t.Out(y));
+  const Geometry g = GeometryOf<stride, same>(t, 0, 1, y);
+  const Factors factors = t.Dim(1, 1) == g.in ? Factors::kFloat32 : Factors::kBfloat16;
+  Forward(factors, g, t.In(0), nullptr, t.In(1), {t.In(2), y == 4 ? t.In(3) : nullptr, relu}, t.Out(y));
 }
 
 template <int stride, bool same, Factors factors>
@@ -477,16 +500,20 @@ void WeightGradientOperator(const Tensors& t) {  // x, dy, weight (for its shape
 
 #define DDRNET_CONVOLUTION(suffix, stride, same, factors)                                                 \
   DDRNET_OPERATOR(conv2d_##suffix, (ddrnet::ForwardOperator<stride, same, factors>))                      \
-  DDRNET_OPERATOR(conv2d_bias_##suffix, (ddrnet::BiasOperator<stride, same, factors, false>))             \
-  DDRNET_OPERATOR(conv2d_bias_relu_##suffix, (ddrnet::BiasOperator<stride, same, factors, true>))         \
+  DDRNET_OPERATOR(conv2d_bias_##suffix, (ddrnet::BiasOperator<stride, same, factors>))                    \
   DDRNET_OPERATOR(conv2d_input_gradient_##suffix, (ddrnet::InputGradientOperator<stride, same, factors>)) \
   DDRNET_OPERATOR(conv2d_weight_gradient_##suffix, (ddrnet::WeightGradientOperator<stride, same, factors>))
-#define DDRNET_CONVOLUTIONS(suffix, stride, same)                     \
-  DDRNET_CONVOLUTION(suffix, stride, same, ddrnet::Factors::kFloat32) \
-  DDRNET_CONVOLUTION(suffix##_bfloat16, stride, same, ddrnet::Factors::kBfloat16)
+#define DDRNET_CONVOLUTIONS(suffix, stride, same)                                        \
+  DDRNET_CONVOLUTION(suffix, stride, same, ddrnet::Factors::kFloat32)                    \
+  DDRNET_CONVOLUTION(suffix##_bfloat16, stride, same, ddrnet::Factors::kBfloat16)        \
+  DDRNET_OPERATOR(conv2d_packed_##suffix, (ddrnet::PackedOperator<stride, same, false>)) \
+  DDRNET_OPERATOR(conv2d_packed_relu_##suffix, (ddrnet::PackedOperator<stride, same, true>))
 
 DDRNET_CONVOLUTIONS(1, 1, false)
 DDRNET_CONVOLUTIONS(2, 2, false)
 DDRNET_CONVOLUTIONS(2_same, 2, true)
+DDRNET_OPERATOR(conv2d_pack, ddrnet::PackOperator)
+DDRNET_OPERATOR(conv2d_pack_bfloat16, ddrnet::PackOperator)
 
 extern "C" int ddrnet_has_bfloat16() { return ddrnet::kHasBfloat16; }
+extern "C" int ddrnet_block() { return ddrnet::kBlock; }

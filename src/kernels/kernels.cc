@@ -96,7 +96,7 @@ void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, 
           float* const* out, const Frame& frame) {
   Require(vectors >= 1 && vectors <= kMostVectors, "Tile: no such width");
   Require(taps >= 0 && depth >= 1, "Tile: nothing to add up");
-  Require(reinterpret_cast<uintptr_t>(panel) % sizeof(Vec) == 0, "Tile: the panel is not aligned to a vector");
+  Require(reinterpret_cast<uintptr_t>(panel) % sizeof(float) == 0, "Tile: the panel is not aligned");
   Require(factors == Factors::kFloat32 || kHasBfloat16, "Tile: this processor has no bfloat16");
   Require(frame.start != Frame::Start::kBias || frame.bias != nullptr, "Tile: there is no bias");
   if (factors == Factors::kFloat32) {

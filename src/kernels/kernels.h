@@ -119,7 +119,7 @@ struct Frame {
 //   k) * width + j]
 // with width = vectors * kLanes. All accumulators stay in registers.
 //   rows: for every tap, a pointer for each row of the tile: an indirect convolution (Dukhan, arXiv 1907.02129)
-//   panel: aligned to a vector
+//   panel: best aligned to a vector
 // Of bfloat16, rows and panel hold pairs, and depth counts them.
 void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, int64_t depth, const float* panel,
           float* const* out, const Frame& frame);

@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 from mindspore.ops import signature
 
-from src.kernels.build import library
+from src.kernels.build import block, library
 
 zeros_like = ops.ZerosLike()
 
@@ -70,11 +70,33 @@ def convolution(stride: int, same: bool, bias: bool, bfloat16: bool = False) -> 
 
 
 @functools.cache
-def finished_convolution(stride: int, same: bool, relu: bool, bfloat16: bool = False) -> Operator:
-    """For inference: x (N, H, W, C), weight (O, C, k, k), bias (O)[, shortcut as the output] to `convolution`'s output
-    plus the shortcut, through a ReLU or not. Has no gradient."""
-    name = f"conv2d_bias{'_relu' * relu}"
-    return Operator(f"{name}_{_suffix(stride, same, bfloat16)}", _convolved(name, stride))
+def pack_weight(bfloat16: bool = False) -> Operator:
+    """Weight (O, C, k, k) in the order in which `packed_convolution` reads it: (O filled up to `block()`, C, k, k).
+
+    bfloat16: rounded to it, two numbers in the place of one, (.., C / 2, k, k); where C is odd, float32 as it is.
+    """
+
+    def shape(weight: list) -> list:
+        pairs = bfloat16 and weight[1] % 2 == 0
+        return [-(-weight[0] // block()) * block(), weight[1] // 2 if pairs else weight[1], *weight[2:]]
+
+    return Operator(f"conv2d_pack{'_bfloat16' * bfloat16}", shape)  # a name each, as MindSpore keeps shapes by name
+
+
+@functools.cache
+def packed_convolution(stride: int, same: bool, relu: bool) -> Operator:
+    """For inference: x (N, H, W, C), weight from `pack_weight`, bias (O)[, shortcut as the output] to `convolution`'s
+    output plus the shortcut, through a ReLU or not. Has no gradient."""
+    name = f"conv2d_packed{'_relu' * relu}"
+
+    def shape(x: list, weight: list, bias: list, *shortcut: list) -> list:
+        y = [x[0], -(-x[1] // stride), -(-x[2] // stride), bias[0]]
+        filled = -(-bias[0] // block()) * block()
+        pairs = 2 if x[3] == 2 * weight[1] else 1
+        _check(name, [x[3], filled, y], [weight[1] * pairs, weight[0], *shortcut], ["weight", "weight", "shortcut"])
+        return y
+
+    return Operator(f"{name}_{_suffix(stride, same, False)}", shape)
 
 
 def _suffix(stride: int, same: bool, bfloat16: bool) -> str:
@@ -82,10 +104,9 @@ def _suffix(stride: int, same: bool, bfloat16: bool) -> str:
 
 
 def _convolved(name: str, stride: int) -> Callable:
-    def shape(x: list, weight: list, *bias_and_shortcut: list) -> list:
-        y = [x[0], -(-x[1] // stride), -(-x[2] // stride), weight[0]]
-        _check(name, [x[3], [weight[0]], y], [weight[1], *bias_and_shortcut], ["weight's inputs", "bias", "shortcut"])
-        return y
+    def shape(x: list, weight: list, *bias: list) -> list:
+        _check(name, [x[3], [weight[0]]], [weight[1], *bias], ["weight's inputs", "bias"])
+        return [x[0], -(-x[1] // stride), -(-x[2] // stride), weight[0]]
 
     return shape
 

@@ -3,11 +3,12 @@
 from typing import Any, Optional
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from src.errors import UserError
 from src.kernels import operators
 from src.models.layers import Layers, finish
+from src.parameters import assign
 
 
 class Conv2d(nn.Conv2d):
@@ -31,29 +32,45 @@ class Conv2d(nn.Conv2d):
                 f"cpu_kernels: {self} is not among the convolutions of the own kernels (odd square kernel, stride 1 or "
                 "2, padded by half the kernel, no groups, no dilation); use --cpu_kernels mindspore"
             )
-        kind = (stride, same)
-        self.operator = operators.convolution(*kind, self.has_bias, self.bfloat16)
-        self.finished = operators.finished_convolution(*kind, False, self.bfloat16)
-        self.finished_relu = operators.finished_convolution(*kind, True, self.bfloat16)
-        self.can_finish = self.has_bias and type(self).construct is Conv2d.construct
+        self.kind = (stride, same)
+        self.operator = operators.convolution(*self.kind, self.has_bias, self.bfloat16)
 
     def construct(self, x: Tensor) -> Tensor:
         if self.has_bias:
             return self.operator(x, self.weight, self.bias)
         return self.operator(x, self.weight)
 
-    def finish(self, x: Tensor, shortcut: Optional[Tensor], relu: bool) -> Tensor:
-        """In inference with a bias: the convolution, the sum with the shortcut and the ReLU at once."""
-        added = () if shortcut is None else (shortcut,)
-        if relu:
-            return self.finished_relu(x, self.weight, self.bias, *added)
-        return self.finished(x, self.weight, self.bias, *added)
-
 
 class Bfloat16Conv2d(Conv2d):
     """The same, multiplying in bfloat16."""
 
     bfloat16 = True
+
+
+class FoldedConv2d(nn.Cell):
+    """A convolution with a bias, for inference, whose weight lies in the order in which the kernels read it.
+
+    Args:
+        conv: of which it is one.
+    """
+
+    def __init__(self, conv: Conv2d) -> None:
+        super().__init__()
+        self.pack = operators.pack_weight(conv.bfloat16)
+        shape = self.pack(Tensor(np.zeros(conv.weight.shape, np.float32))).shape
+        self.packed = Parameter(Tensor(np.zeros(shape, np.float32)), name="packed", requires_grad=False)
+        self.bias = Parameter(Tensor(np.zeros(conv.out_channels, np.float32)), name="bias", requires_grad=False)
+        self.plain, self.relu = (operators.packed_convolution(*conv.kind, relu) for relu in (False, True))
+
+    def fill(self, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Take over a weight (O, C, k, k) and a bias (O), float32."""
+        assign(self.packed, self.pack(Tensor(weight)))
+        assign(self.bias, bias)
+
+    def construct(self, x: Tensor, shortcut: Optional[Tensor] = None, relu: bool = False) -> Tensor:
+        """x (N, H, W, C) through the convolution, with the sum with a shortcut and a ReLU where asked for."""
+        inputs = (x, self.packed, self.bias) if shortcut is None else (x, self.packed, self.bias, shortcut)
+        return self.relu(*inputs) if relu else self.plain(*inputs)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -104,6 +121,7 @@ class ChannelsLast(Layers):
     """The set of these layers."""
 
     conv, norm, upsample = Conv2d, BatchNorm2d, Upsample
+    convs, norms = (*Layers.convs, Conv2d, Bfloat16Conv2d, FoldedConv2d), (*Layers.norms, BatchNorm2d)
     spatial_axes = (1, 2)
 
     @staticmethod
@@ -114,7 +132,7 @@ class ChannelsLast(Layers):
     @staticmethod
     def call(cell: nn.Cell, x: Tensor) -> Tensor:
         """A cell on x (N, H, W, C): of this set as it is, others, which take (N, C, H, W), between two transposes."""
-        if isinstance(cell, (Conv2d, BatchNorm2d, nn.Identity)):
+        if isinstance(cell, (Conv2d, FoldedConv2d, BatchNorm2d, nn.Identity)):
             return cell(x)
         return ops.transpose(cell(ops.transpose(x, (0, 3, 1, 2))), (0, 2, 3, 1))
 
@@ -131,8 +149,8 @@ class ChannelsLast(Layers):
         """`Layers.block` in as few passes as its cells allow."""
         if isinstance(norm, BatchNorm2d):
             return norm(ChannelsLast.call(conv, x), shortcut, relu, scale, on_shortcut)
-        if isinstance(norm, nn.Identity) and isinstance(conv, Conv2d) and conv.can_finish and not conv.training:
-            return conv.finish(x, shortcut, relu)
+        if isinstance(norm, nn.Identity) and isinstance(conv, FoldedConv2d) and scale is None:
+            return conv(x, shortcut, relu)
         return finish(ChannelsLast.call(norm, ChannelsLast.call(conv, x)), shortcut, relu, scale, on_shortcut)
 
 

@@ -161,11 +161,7 @@ class Chain(nn.SequentialCell):
         cells, steps, i = list(self.cell_list), [], 0
         while i < len(cells):
             kinds = [*map(type, cells[i : i + 3]), None, None]
-            if kinds[0] in (nn.Conv2d, self.layers.conv) and kinds[1] in (
-                nn.BatchNorm2d,
-                self.layers.norm,
-                nn.Identity,
-            ):
+            if kinds[0] in self.layers.convs and kinds[1] in self.layers.norms:
                 relu = kinds[2] is nn.ReLU
                 steps.append((True, cells[i], cells[i + 1], relu))
                 i += 3 if relu else 2

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import nn
 
 from src.errors import UserError
-from src.models.channels_last import BatchNorm2d, Bfloat16Conv2d, Conv2d
+from src.models.channels_last import BatchNorm2d, Bfloat16Conv2d, Conv2d, FoldedConv2d
 from src.parameters import assign
 
 
@@ -54,9 +54,9 @@ def refold(network: nn.Cell, folded: nn.Cell) -> None:
             scale = gamma / np.sqrt(variance + norm.eps)
             shift = conv.bias.asnumpy() if conv.has_bias else 0.0
             weight = conv.weight.asnumpy() * scale[:, None, None, None]
-            assign(target.weight, weight.astype(np.float32))
-            assign(target.bias, (beta + (shift - mean) * scale).astype(np.float32))
-            del missing[target.weight.name], missing[target.bias.name]
+            _fill(target, weight.astype(np.float32), (beta + (shift - mean) * scale).astype(np.float32))
+            for parameter in target.get_parameters():
+                del missing[parameter.name]
     own = {parameter.name: parameter for parameter in network.get_parameters()}
     for name, parameter in missing.items():
         if name not in own or own[name].shape != parameter.shape:
@@ -77,9 +77,11 @@ def _foldable(conv: nn.Cell, norm: nn.Cell) -> bool:
     )
 
 
-def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
-    """The same convolution with a bias, its parameters named alike and still to be filled."""
-    return type(conv)(
+def _with_bias(conv: nn.Conv2d) -> nn.Cell:
+    """The same convolution with a bias, its parameters still to be filled."""
+    if isinstance(conv, Conv2d):
+        return FoldedConv2d(conv)
+    return nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
@@ -92,6 +94,14 @@ def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
         weight_init="zeros",
         bias_init="zeros",
     )
+
+
+def _fill(conv: nn.Cell, weight: np.ndarray, bias: np.ndarray) -> None:
+    if isinstance(conv, FoldedConv2d):
+        conv.fill(weight, bias)
+    else:
+        assign(conv.weight, weight)
+        assign(conv.bias, bias)
 
 
 def _put(parent: nn.Cell, name: str, cell: nn.Cell) -> None:

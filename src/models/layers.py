@@ -33,6 +33,8 @@ class Layers:
     """
 
     conv, norm, upsample = nn.Conv2d, nn.BatchNorm2d, Upsample
+    convs: tuple[type, ...] = (nn.Conv2d,)  # one of these and one of those behind it run as a block
+    norms: tuple[type, ...] = (nn.BatchNorm2d, nn.Identity)
     spatial_axes = (2, 3)
 
     @staticmethod
