@@ -61,7 +61,7 @@ def key(
 
     Args:
         default: its value where nobody says another.
-        help: its line in --help and the README.
+        help: its line in --help and docs/configuration.md.
         changes: what another value changes in a run. weights: what it learns, so that it cannot go on from a
             checkpoint of the other; batch: nothing, as long as the product of all such keys stays; step: how a step is
             computed, not what; nothing: where a run reads and writes, how much it says, how often it saves.
