@@ -26,7 +26,7 @@ from src.trainers.signals import StopSignal
 def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) -> None:
     """Train, validate, save; docs/configuration.md explains every key. `stop`: listens for signals that end the run."""
     stop = stop or StopSignal()
-    config, _ = parse_args(argv, "Train a DDRNet classifier; docs/configuration.md explains every key.", purpose="train")
+    config, _ = parse_args(argv, "Train a DDRNet classifier; docs/configuration.md explains the keys.", purpose="train")
 
     # 1. What the run reads comes to this machine, then the ranks meet; only the first of them speaks and writes.
     config, outbox = stage(config, writes=expected_rank() == 0)
