@@ -13,7 +13,7 @@ from typing import Any, Optional
 import numpy as np
 
 from src.errors import UserError, printable, run
-from src.evaluation.metrics import rank_of_label
+from src.evaluation.metrics import rank_of_label, top5_note
 from src.files import open_regular, read_json, write_text
 from src.serving.description import read_description
 from src.serving.results import ENDING, result_names
@@ -43,6 +43,8 @@ def main(argv: Optional[list[str]] = None) -> None:
         if names:
             more = ", ..." if len(names) > SHOWN else ""
             print(f"{kind.replace('_', ' ')}: {len(names)} ({', '.join(map(printable, names[:SHOWN]))}{more})")
+    if note := top5_note(description["num_classes"]):
+        print(note)
     print(f"Top1 acc: {round(report['top1'], 5)}")
     print(f"Top5 acc: {round(report['top5'], 5)}")
 

@@ -12,17 +12,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.args import parse_args
 from src.errors import run
+from src.evaluation.flags import FLAGS, IMAGES, PREDICTIONS, REPORT
 
 
 def main() -> None:
     """Check the configuration and print the flags."""
-    config, rest = parse_args(["--ddr_config", *sys.argv[1:]])
+    config, rest = parse_args(["--ddr_config", *sys.argv[1:]], extra=FLAGS)
     print("--ddr_config", Path(rest.ddr_config).resolve(), sep="\n")
     for name in ("data_url", "train_url", "pretrained", "resume"):
         value = getattr(config, name)
         if value:
             stays = "://" in value or (name == "resume" and value == "auto")
             print(f"--{name}", value if stays else Path(value).resolve(), sep="\n")
+    for flag, paths in ((REPORT, [rest.report]), (PREDICTIONS, [rest.predictions]), (IMAGES, rest.images or [])):
+        if any(paths):
+            print(flag, *(Path(path).absolute() for path in paths), sep="\n")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ class Unbreakable:
         except (OSError, ValueError):
             return False
 
+    @property
+    def gone(self) -> bool:
+        """Whether nobody hears it any more: a program that does nothing but print may end."""
+        return self._stream is None
+
     def _give_up(self) -> None:
         stream, self._stream = self._stream, None
         try:

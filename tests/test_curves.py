@@ -44,6 +44,8 @@ def test_the_whole_schedule_is_drawn_with_its_warmup_and_what_is_still_to_come()
     assert max(done, key=lambda point: point[1]) == (1.0, pytest.approx(0.1))  # and ends, after epoch 1
     assert len(done) == 20 and len(ahead) == 41
     assert ahead[-1] == (pytest.approx(5.9), 0)
+    later = lines(plot_curves([record(1), record(2), record(3)], RATES[20:], first=20), 2)
+    assert later["of every update"] == [(u / 10, RATES[u]) for u in range(20, 30)]
     long = lines(plot_curves([record(1)], np.linspace(0, 1, 1_000_000)), 2)
     assert sum(map(len, long.values())) < 2100
 

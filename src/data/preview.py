@@ -12,7 +12,9 @@ from PIL import Image, ImageDraw
 
 from src.args import Config, parse_args
 from src.data import create_dataset
-from src.data.augment.transforms import EvalTransform, TrainTransform, UndecodableImage, decode, denormalise
+from src.data.augment.transforms import EvalTransform, TrainTransform, denormalise
+from src.data.decode import decode
+from src.data.image_files import UndecodableImage
 from src.data.imagenet import sample_generator
 from src.data.settle import settle
 from src.errors import UserError, run

@@ -45,13 +45,15 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], bool]:
     return [records[epoch] for epoch in sorted(records)], damaged
 
 
-def draw_curves(records: list[dict[str, Any]], path: Path, rates: Optional["np.ndarray"] = None) -> None:
+def draw_curves(
+    records: list[dict[str, Any]], path: Path, rates: Optional["np.ndarray"] = None, first: int = 0
+) -> None:
     """Draw the curves to a PNG; see `plot_curves`."""
     with atomic_write(path) as temporary:
-        plot_curves(records, rates).savefig(temporary)
+        plot_curves(records, rates, first).savefig(temporary)
 
 
-def plot_curves(records: list[dict[str, Any]], rates: Optional["np.ndarray"] = None) -> "Figure":
+def plot_curves(records: list[dict[str, Any]], rates: Optional["np.ndarray"] = None, first: int = 0) -> "Figure":
     """Loss, accuracy and learning rate side by side.
 
     Top-5 is left out where it is 100 % throughout, as it must be with five classes or fewer.
@@ -59,8 +61,9 @@ def plot_curves(records: list[dict[str, Any]], rates: Optional["np.ndarray"] = N
     Args:
         records: an epoch each: epoch (from 1), step (updates until its end), lr (at its end), and what is there of
             loss, val_loss, top1, top5, ema_val_loss, ema_top1. Values that are no finite numbers are left out.
-        rates: the learning rate of every update of the run, from its first epoch on: then the schedule is drawn in
-            full, with warmup and with what is still to come.
+        rates: the learning rate of every update of the run: then the schedule is drawn in full, with warmup and with
+            what is still to come.
+        first: the update whose rate is the first of them, where a run's earlier epochs count as done.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -86,7 +89,7 @@ def plot_curves(records: list[dict[str, Any]], rates: Optional["np.ndarray"] = N
     rate.set_title("Learning rate")
     last = records[-1] if records else {}
     if rates is not None and len(rates) and last.get("step"):
-        _schedule(rate, rates, int(last["step"]), last["step"] / last["epoch"])
+        _schedule(rate, rates, first, int(last["step"]), last["step"] / last["epoch"])
     else:
         _line(rate, records, "lr", "at the epoch's end", RATE)
 
@@ -125,13 +128,14 @@ def _best(records: list[dict[str, Any]], name: str) -> str:
     return f" (best {value:.2%}, epoch {epoch})"
 
 
-def _schedule(axes: "Axes", rates: "np.ndarray", done: int, updates: float) -> None:
+def _schedule(axes: "Axes", rates: "np.ndarray", first: int, done: int, updates: float) -> None:
     """The learning rate of every update: those done, and those to come in a paler line."""
     import numpy as np
 
     shown = np.unique(np.linspace(0, len(rates) - 1, min(len(rates), _POINTS)).astype(int))
-    behind, ahead = shown[shown < done], shown[shown >= done - 1]
+    behind, ahead = shown[shown + first < done], shown[shown + first >= done - 1]
     if len(ahead) > 1:
-        axes.plot(ahead / updates, rates[ahead], label="to come", color=RATE, alpha=0.35, linewidth=1.6)
+        axes.plot((ahead + first) / updates, rates[ahead], label="to come", color=RATE, alpha=0.35, linewidth=1.6)
     marker = "o" if len(behind) == 1 else None
-    axes.plot(behind / updates, rates[behind], label="of every update", color=RATE, marker=marker, linewidth=1.6)
+    epochs = (behind + first) / updates
+    axes.plot(epochs, rates[behind], label="of every update", color=RATE, marker=marker, linewidth=1.6)

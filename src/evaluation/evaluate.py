@@ -10,7 +10,10 @@ from src.evaluation.metrics import Totals
 
 
 def evaluate(
-    network: nn.Cell, batches: Iterable[tuple[np.ndarray, np.ndarray]], report: Optional[Callable[[int], None]] = None
+    network: nn.Cell,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    report: Optional[Callable[[int], None]] = None,
+    collect: Optional[Callable[[np.ndarray, np.ndarray], None]] = None,
 ) -> Totals:
     """Run the network in inference mode over batches of images (N, 3, H, W) and labels (N,), -1 for padding.
 
@@ -18,13 +21,17 @@ def evaluate(
         network: from images to logits; its training flag is put back afterwards.
         batches: all of one shape, so that one graph serves them.
         report: is told how many images each batch held.
+        collect: is handed each batch's logits (N, C) and labels (N,).
     """
     flags = [(cell, cell.training) for _, cell in network.cells_and_names()]  # frozen parts have their own
     network.set_train(False)
     totals = Totals()
     for images, labels in batches:
         before = totals.images
-        totals.add(network(Tensor(images)).asnumpy(), labels)
+        logits = network(Tensor(images)).asnumpy()
+        totals.add(logits, labels)
+        if collect:
+            collect(logits, labels)
         if report:
             report(totals.images - before)
     for cell, training in flags:

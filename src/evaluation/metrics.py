@@ -52,3 +52,9 @@ class Totals:
     def means(self) -> dict[str, float]:
         """Mean loss, and top-1 and top-5 as fractions."""
         return {name: getattr(self, name) / max(self.images, 1) for name in ("loss", "top1", "top5")}
+
+
+def top5_note(classes: int) -> str:
+    """A line for results in which top-5 is 1 whatever the network says; '' where it means something."""
+    plural = "es" if classes > 1 else ""
+    return f"top-5 says nothing here: there are only {classes} class{plural}" if classes <= 5 else ""

@@ -201,10 +201,10 @@ class Metrics:
         if self.writes:
             self._try(write_text, self.path, "".join(json.dumps(line) + "\n" for line in self.records))
 
-    def draw(self, rates: np.ndarray) -> None:
-        """Draw the curves anew; `rates`: the learning rate of every update of the run."""
+    def draw(self, rates: np.ndarray, first: int = 0) -> None:
+        """Draw the curves anew; `rates`: the learning rate of every update of the run, from update `first` on."""
         if self.writes:
-            self._try(draw_curves, self.records, self.curves, rates)
+            self._try(draw_curves, self.records, self.curves, rates, first)
 
     def _try(self, work: Callable, *arguments: Any) -> None:
         try:

@@ -176,7 +176,7 @@ class Session:
         record = self._record(scores, feed.wait_ms)
         self.metrics.add(record)
         self._save_where_due(last or bool(config.save_every and cursor.epoch % config.save_every == 0), finished=True)
-        self.metrics.draw(self.step.rates)
+        self.metrics.draw(self.step.rates, config.start_epoch * self.train.updates)
         self.events.add(record)
         cursor.next_epoch()
 
