@@ -78,6 +78,11 @@ def main(argv: Optional[list[str]] = None) -> None:
         else:
             ms.export(exported, ms.Tensor(images), file_name=str(temporary), file_format=config.file_format)
             spec["mindir_version"] = rest.mindir_version
+            if not temporary.exists():  # MindSpore says nothing
+                raise UserError(
+                    f"file_format: {config.file_format}: MindSpore {ms.__version__} wrote no file on this chip; "
+                    "AIR needs its GE backend, that of an Ascend 910A and not of a 910B; MINDIR serves on every device"
+                )
         if config.file_format == "MINDIR":
             loaded = nn.GraphCell(ms.load(str(temporary)))
             check(network, lambda images: loaded(ms.Tensor(images)).asnumpy(), images, path)

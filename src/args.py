@@ -187,7 +187,9 @@ class Config(BaseModel):
         "", "folder that keeps the compiled step for the next start; '': compile at every start", "nothing"
     )
     graph_mode: Literal[0, 1] = key(0, "0: graph mode, 1: PyNative mode", "step")
-    sink_size: Count = key(0, "Ascend, GPU: steps a piece of data sinking; 0: a whole epoch", "step")
+    sink_size: Count = key(
+        0, "steps between two looks at training; 0: every update; on Ascend, GPU above 0 with data sinking", "step"
+    )
     eval_every: Count = key(1, "epochs between validations; 0: only after the last", "nothing")
     patience: Count = key(0, "epochs without a better top-1 after which the run ends; 0: never", "nothing")
     save_every: Count = key(1, "epochs between checkpoints; 0: only after the last", "nothing")

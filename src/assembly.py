@@ -5,6 +5,7 @@ import logging
 from mindspore import nn
 
 from src.args import Config
+from src.distributed import ascend
 from src.distributed.ranks import Ranks
 from src.errors import UserError
 from src.models import create_model, smallest_map
@@ -13,6 +14,7 @@ from src.tools.cell import cast_amp, native_kernels
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.optimizer import create_optimizer, freeze, still
 from src.tools.schedulers import learning_rates
+from src.trainers.saturation import FloatStatus
 from src.trainers.train_one_step import TrainOneStep
 from src.weights.load import load_pretrained
 
@@ -97,6 +99,7 @@ def build_step(config: Config, network: nn.Cell, updates: int, ranks: Ranks = Ra
         accumulation=config.accumulation_step,
         ema_decay=config.ema_decay,
         native=kernels.update,
+        float_status=FloatStatus() if config.device_target == "Ascend" and ascend.saturates() else None,
     )
     step.set_train()
     still(network, config.freeze)

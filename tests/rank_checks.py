@@ -2,10 +2,11 @@
 
 import json
 import logging
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 
 from src.args import Config
 from src.distributed.join import join
@@ -50,7 +51,7 @@ def global_batch(update: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.dirichlet(np.ones(CLASSES), BATCH).astype(np.float32)
 
 
-def new_step(config: Config, ranks: int, frozen: bool) -> TrainOneStep:
+def new_step(config: Config, ranks: int, frozen: bool, float_status: Optional[nn.Cell] = None) -> TrainOneStep:
     """A training step over a small network; frozen: batch norm keeps to its moving statistics."""
     network = filled(Network(), 1)
     rates = np.full(UPDATES, 0.1, np.float32)
@@ -61,8 +62,19 @@ def new_step(config: Config, ranks: int, frozen: bool) -> TrainOneStep:
         ranks,
         clip_norm=0.1,
         ema_decay=0.5 if frozen else 0.0,
+        float_status=float_status,
     )
     return step.set_train(not frozen)
+
+
+class LargeGradients(nn.Cell):
+    """Stands in for the NPU's status flag: up where a gradient is above what float16 holds."""
+
+    def cleared(self, images: Tensor) -> Tensor:
+        return images
+
+    def construct(self, gradients: tuple) -> Tensor:
+        return ops.abs(gradients[0]).max() > 65504
 
 
 def weights_of(step: nn.Cell) -> dict[str, np.ndarray]:
@@ -98,6 +110,19 @@ def main() -> None:
     kept = [name for name in before if not name.startswith(("loss_scale", "good_updates", "overflows", "stuck"))]
     results["overflow/changed"] = [name for name in kept if not np.array_equal(before[name], after[name])]
     ranks.check_identical(step.replicated())
+
+    # Saturated gradients in the last rank's images alone: the flag is one on all.
+    step = new_step(config, ranks.world, frozen=True, float_status=LargeGradients())
+    before = weights_of(step)
+    images, targets = (column[share].copy() for column in global_batch(UPDATES))
+    if ranks.rank == ranks.world - 1:
+        images *= 1e6
+    step(Tensor(images), Tensor(targets))
+    after = weights_of(step)
+    results["saturation/scale"] = [before["loss_scale"], after["loss_scale"]]
+    results["saturation/changed"] = [name for name in kept if not np.array_equal(before[name], after[name])]
+    step(*(Tensor(column[share]) for column in global_batch(UPDATES)))
+    results["saturation/next"] = weights_of(step)["loss_scale"]
 
     # Batch norm alive: statistics differ by rank and are averaged, weights do not differ.
     step = new_step(config, ranks.world, frozen=False)

@@ -81,6 +81,13 @@ def test_an_overflow_on_one_rank_is_one_on_all(ranks):
         assert result["overflow/changed"].size == 0
 
 
+def test_saturation_on_one_rank_is_an_overflow_on_all_and_forgotten_by_the_next_update(ranks):
+    for result in ranks["2"]:
+        before, after = result["saturation/scale"]
+        assert after == before / 2 == result["saturation/next"]
+        assert result["saturation/changed"].size == 0
+
+
 def test_moving_statistics_differ_by_rank_and_are_averaged_over_the_ranks(ranks):
     first, second = ranks["2"]
     assert not np.allclose(first["statistics/own"], second["statistics/own"], atol=1e-3)

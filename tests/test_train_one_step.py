@@ -175,6 +175,17 @@ def test_the_scale_doubles_after_a_window_of_good_updates_and_stops_at_its_floor
     assert float(step.loss_scale.value.asnumpy()) == 1
 
 
+def test_the_scale_grows_to_its_ceiling_and_no_further():
+    _, step, _ = make()
+    scales = []
+    for value in (2.0**23, 2.0**24):
+        assign(step.loss_scale.value, np.array(value, np.float32))
+        assign(step.loss_scale.good_updates, np.array(999, np.int32))
+        step(*map(Tensor, batch(0)))
+        scales.append(float(step.loss_scale.value.asnumpy()))
+    assert scales == [2.0**24, 2.0**24]
+
+
 def test_updates_that_overflow_on_and_on_stop_the_run():
     _, step, _ = make()
     poisoned = batch(1)

@@ -186,7 +186,7 @@ def _stop(state: _State, threads: list) -> None:
         state.room.notify_all()
         state.ready.notify_all()
     for thread in threads:
-        if thread is not threading.current_thread():
+        if thread.ident is not None and thread is not threading.current_thread():  # a signal may come before all start
             thread.join()
     state.begun.clear()
 

@@ -19,6 +19,7 @@ WHEELS = "pip install sympy /usr/local/Ascend/ascend-toolkit/latest/lib64/{te,hc
 # Below this many cores MindSpore dispatches operators by one thread, which cannot run a graph that branches (2.10 on
 # ms_backend: "Can not build a sub graph which contains ConditionSwitch"); the training step branches at an overflow.
 FEW_CORES = 12
+_SATURATING = re.compile(r"Ascend910(A|B|ProA|ProB|PremiumA)|Ascend310.*")
 _DRIVER = re.compile(r"libascend_hal|libdrv|libdcmi|libmmpa")
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def prepare(world: int) -> None:
     Raises:
         UserError: several ranks are to meet, and CANN's hccl package is not there.
     """
-    if world > 1 and importlib.util.find_spec("hccl") is None and not os.environ.get("MS_SIMULATION_LEVEL"):
+    if world > 1 and importlib.util.find_spec("hccl") is None and not dry_run():
         raise UserError(f"several cards need CANN's Python package hccl, which is not installed; {WHEELS}")
     if importlib.util.find_spec("te") is None:
         _log.warning("CANN's Python package te is not installed; operators that it compiles will fail; %s", WHEELS)
@@ -42,6 +43,26 @@ def prepare(world: int) -> None:
         _log.warning("%s", unfit)
     if len(os.sched_getaffinity(0)) < FEW_CORES:
         ms.set_context(inter_op_parallel_num=2)
+
+
+def dry_run() -> bool:
+    """Whether MindSpore only compiles and launches nothing, so that no counter moves (MS_SIMULATION_LEVEL)."""
+    return bool(os.environ.get("MS_SIMULATION_LEVEL"))
+
+
+def saturates() -> bool:
+    """Whether float16 clips to its largest number instead of overflowing to infinity on the chip that was taken.
+
+    The first 910s (910A to 910ProB; what is sold as 910B is a 910B1 to 910B4) and the 310s know nothing else; others do
+    so where MS_ASCEND_CHECK_OVERFLOW_MODE asks for it. `mindspore.amp` decides alike.
+    """
+    if os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE":
+        return True
+    try:
+        chip = ms.hal.get_device_name(0)
+    except ValueError:  # the dry run has no chip
+        return False
+    return _SATURATING.fullmatch(chip) is not None
 
 
 def fitting_cann() -> list[str]:
@@ -73,7 +94,7 @@ def unfit_cann() -> str:
 def missing_card(device_id: int) -> str:
     """Why a card cannot be used once MindSpore has taken to Ascend: there are fewer; '' where it is there."""
     count = ms.hal.device_count("Ascend")
-    if device_id < count or os.environ.get("MS_SIMULATION_LEVEL"):
+    if device_id < count or dry_run():
         return ""
     return f"this process sees {count} cards, counted from 0 (npu-smi info; ASCEND_RT_VISIBLE_DEVICES hides others)"
 

@@ -173,7 +173,7 @@ class Session:
                 if f"{prefix}top1" in scores:
                     figures = (scores[f"{prefix}{name}"] for name in ("val_loss", "top1", "top5"))
                     _log.info("epoch %d%s: val loss %.5f, top-1 %.5f, top-5 %.5f", cursor.epoch, whose, *figures)
-        record = self._record(scores, feed.wait_ms)
+        record = self._record(scores, feed)
         self.metrics.add(record)
         self._save_where_due(last or bool(config.save_every and cursor.epoch % config.save_every == 0), finished=True)
         self.metrics.draw(self.step.rates, config.start_epoch * self.train.updates)
@@ -190,7 +190,7 @@ class Session:
         if self.cursor.best >= 0:
             _log.info("best weights: %s, top-1 %.5f", self.checkpoints.best_path, self.cursor.best)
 
-    def _record(self, scores: dict[str, float], wait_ms: float) -> dict[str, Any]:
+    def _record(self, scores: dict[str, float], feed: Feed) -> dict[str, Any]:
         cursor, updates = self.cursor, self.train.updates
         totals = self.step.take_totals()
         totals["loss"] = self.ranks.add_up(totals["loss"]) / self.ranks.world
@@ -202,8 +202,8 @@ class Session:
             **scores,
             "seconds": round(cursor.seconds, 2),
             "img_s": round(updates * self.config.images_an_update / cursor.seconds, 1),
-            "wait_ms": round(wait_ms, 2),
-            "bad_images": self.ranks.add_up(self.train.bad),
+            "wait_ms": round(feed.wait_ms, 2),
+            "bad_images": self.ranks.add_up(feed.bad_images),
         }
 
     def _save_where_due(self, due: bool, finished: bool = False) -> None:
