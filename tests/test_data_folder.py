@@ -227,9 +227,9 @@ def test_files_that_are_left_out_are_told_in_one_line_a_split(tmp_path, caplog):
     (train / "class_0" / "c.jpg").symlink_to("nowhere")
     (train / "class_0" / "d.jpg").symlink_to("d.jpg")
     told = (
-        f"data_url: {train}: 15 entries are left out: 9 *.heic (such as class_1/IMG_0.HEIC), "
-        "4 pipes, devices or broken links (such as class_0/a.jpg), 1 files without an ending (such as class_1/notes), "
-        "1 folders within a class (such as class_1/old.jpg)"
+        f"data_url: {train}: 15 entries are left out: *.heic (9, such as class_1/IMG_0.HEIC), "
+        "pipes, devices or broken links (4, such as class_0/a.jpg), "
+        "files without an ending (1, such as class_1/notes), folders within a class (1, such as class_1/old.jpg)"
     )
     assert messages(caplog, root) == [told]
     cache = str(tmp_path / "cache")
@@ -254,10 +254,10 @@ def test_a_class_without_images_is_an_error_in_train_and_a_warning_in_val(tmp_pa
             (root / split / "class_1" / "sub").mkdir(exist_ok=True)
             path.rename(root / split / "class_1" / "sub" / path.name)
     message = error_of(make_config(root))
-    assert f"{root / 'train'}: 1 of 3 classes have no image (class_1)" in message
+    assert f"{root / 'train'}: 1 of 3 classes has no image (class_1)" in message
     assert "images lie deeper, such as class_1/sub/000.jpg: move them up into class_1/" in message
     assert create_dataset(make_config(root), "val").size == 6
-    assert "1 of 3 classes have no image (class_1): figures are over the others; images lie deeper" in caplog.text
+    assert "1 of 3 classes has no image (class_1): figures are over the others; images lie deeper" in caplog.text
     for name in ("class_0", "class_2"):
         for path in (root / "train" / name).iterdir():
             path.unlink()

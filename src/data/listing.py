@@ -131,7 +131,8 @@ def _check_empty(folder: str, empty: list[str], classes: int, every_class: bool)
     if not empty:
         return
     shown = ", ".join(printable(name, 60) for name in empty[:5]) + (", ..." if len(empty) > 5 else "")
-    fact = f"data_url: {folder}: {len(empty)} of {classes} classes have no image ({shown})"
+    verb = "has" if len(empty) == 1 else "have"
+    fact = f"data_url: {folder}: {len(empty)} of {classes} classes {verb} no image ({shown})"
     if every_class:
         raise UserError(f"{fact}: add images ({' '.join(EXTENSIONS)}) or remove the folders{_deeper(folder, empty)}")
     _log.warning("%s: figures are over the others%s", fact, _deeper(folder, empty))
@@ -209,13 +210,14 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def _told(left_out: dict[str, tuple[int, str]]) -> str:
-    """'12 entries are left out: 9 *.heic (such as b/IMG_1.HEIC), 3 folders within a class (such as a/old)'."""
+    """'12 entries are left out: *.heic (9, such as b/IMG_1.HEIC), folders within a class (3, such as a/old)'."""
     kinds = sorted(left_out.items(), key=lambda item: (-item[1][0], item[0]))
-    parts = [f"{count} {kind} (such as {printable(first, 80)})" for kind, (count, first) in kinds[:5]]
+    parts = [f"{kind} ({count}, such as {printable(first, 80)})" for kind, (count, first) in kinds[:5]]
     if len(kinds) > 5:
-        parts.append(f"{sum(count for _, (count, _) in kinds[5:])} others")
+        parts.append(f"others ({sum(count for _, (count, _) in kinds[5:])})")
     total = sum(count for count, _ in left_out.values())
-    return f"{total} entries are left out: {', '.join(parts)}" if parts else ""
+    entries = "entry is" if total == 1 else "entries are"
+    return f"{total} {entries} left out: {', '.join(parts)}" if parts else ""
 
 
 def _cached(folder: str, classes: list[str], cache: str) -> _Listing:
