@@ -8,6 +8,7 @@ that made a reader fail are kept in --out; nothing else is written.
 
 import argparse
 import json
+import logging
 import multiprocessing
 import resource
 import sys
@@ -27,6 +28,7 @@ BATCH = 300.0  # seconds a process
 
 def work(name: str, seed: int, seconds: float, out: Path, pipe) -> None:
     """Try files on one reader; send counts of outcomes and the slowest time, note each file before it is read."""
+    logging.disable(logging.WARNING)  # a damaged listing is a warning, thousands of times
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         found = targets(folder, [name])
