@@ -154,7 +154,8 @@ def read_bytes(path: Union[str, Path], limit: int, place: str = "", hint: str = 
     """
     try:
         with open_regular(path) as file:
-            content = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(min(limit, max(size, 1 << 16)) + 1)  # memory for as much is taken at once
     except (OSError, ValueError) as error:  # ValueError: a NUL or a lone surrogate in the path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{place}{path}: cannot be read ({reason}){hint}") from error

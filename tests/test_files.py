@@ -86,3 +86,13 @@ def test_json_that_is_none_is_one_line(tmp_path, content, said):
     path.write_text('{"a": [1, "ü"]}', encoding="utf-8")
     assert read_json(path, 1 << 20) == {"a": [1, "ü"]}
     assert read_text(path, 1 << 20) == '{"a": [1, "ü"]}'
+
+
+def test_a_small_file_takes_little_memory_however_much_it_might_have(tmp_path):
+    (tmp_path / "small").write_bytes(b"small")
+    program = (
+        "import resource\nfrom src.files import read_bytes\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        f"assert read_bytes({str(tmp_path / 'small')!r}, 1 << 40) == b'small'"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

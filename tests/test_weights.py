@@ -203,6 +203,13 @@ def test_rubbish_in_a_checkpoint_s_record_is_one_short_line(tmp_path, keys, said
     assert len(message) < len(str(path)) + 400
 
 
+@pytest.mark.parametrize("old", [b"a.weight", b"Float32"])
+def test_texts_that_are_no_utf_8_in_a_checkpoint_are_damage(tmp_path, old):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(checkpoint_of().replace(old, old[:-1] + b"\xa0"))
+    assert "damaged, or not a MindSpore checkpoint" in error_of(read_weights, str(path))
+
+
 @pytest.mark.parametrize(("kind", "numbers"), [("BF16", [1.0, -2.5]), ("F16", [1.0, -2.5]), ("F8_E4M3", None)])
 def test_safetensors_of_every_type_are_read_or_named(tmp_path, kind, numbers):
     content = {"BF16": "803f20c0", "F16": "003c00c1", "F8_E4M3": "3840"}[kind]

@@ -6,6 +6,7 @@ as its bytes, and a checksum covers all of them.
 
 import hashlib
 import io
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +73,9 @@ def _array(content: bytes) -> np.ndarray:
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, is_fortran, kind = read_header(stream)
+    with warnings.catch_warnings():  # NumPy takes some damage for a file of Python 2
+        warnings.simplefilter("ignore")
+        shape, is_fortran, kind = read_header(stream)
     if kind.hasobject or is_fortran:
         raise DamagedTable("is no table")
     return np.frombuffer(content, kind, offset=stream.tell()).reshape(shape)

@@ -112,20 +112,21 @@ def _read_ckpt(file: Path) -> dict[str, np.ndarray]:
         content, checksum = content[:-17], int.from_bytes(content[-10:], "big")
         if zlib.crc32(content) != checksum:
             raise UserError(f"{file}: damaged: its checksum does not match")
+    tensors: dict[str, Any] = {}
+    pieces: defaultdict[str, list[bytes]] = defaultdict(list)
     try:
-        records = Checkpoint.FromString(content).value
-    except DecodeError as error:
+        for record in Checkpoint.FromString(content).value:  # a text is decoded, and may fail to be, when it is read
+            name, tensor = record.tag, record.tensor
+            tensors[name] = (tensor.tensor_type, tuple(tensor.dims[:33]))
+            pieces[name].append(tensor.tensor_content)  # MindSpore cuts what is large into records of one name
+    except (DecodeError, UnicodeDecodeError) as error:
         raise UserError(foreign) from error
-    tensors, pieces = {}, defaultdict(list)
-    for record in records:
-        tensors[record.tag] = record.tensor
-        pieces[record.tag].append(record.tensor.tensor_content)  # MindSpore cuts what is large into records of one name
     arrays = {}
-    for name, tensor in tensors.items():
-        if tensor.tensor_type in ("", "str"):
+    for name, (kind, dims) in tensors.items():
+        if kind in ("", "str"):
             continue
-        shape = () if list(tensor.dims) == [0] else tuple(tensor.dims[:33])
-        arrays[name] = _array(b"".join(pieces[name]), tensor.tensor_type, shape, f"{file}: damaged: {_short(name)}")
+        shape = () if dims == (0,) else dims
+        arrays[name] = _array(b"".join(pieces[name]), kind, shape, f"{file}: damaged: {_short(name)}")
     if not arrays:
         raise UserError(foreign)
     return arrays
