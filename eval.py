@@ -21,11 +21,11 @@ from src.errors import UserError, run
 from src.evaluation.classify import classify
 from src.evaluation.evaluate import evaluate
 from src.evaluation.flags import FLAGS
-from src.evaluation.metrics import top5_note
 from src.evaluation.names import find_class_names, with_words
 from src.evaluation.predictions import Predictions, write_predictions
 from src.evaluation.report import Evaluation, check_folder, write_report
 from src.heartbeat import beat
+from src.metrics import top5_note
 from src.tools.get_misc import output_folder
 
 log = logging.getLogger("eval")

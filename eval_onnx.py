@@ -12,7 +12,7 @@ from src.args import Config, parse_args
 from src.data import create_dataset
 from src.data.data_utils.modelarts import stage
 from src.errors import UserError, run
-from src.evaluation.metrics import Totals
+from src.metrics import Totals
 from src.serving.onnx_run import PROVIDERS, OnnxNetwork, knows_device
 
 log = logging.getLogger("eval")

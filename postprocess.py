@@ -13,8 +13,8 @@ from typing import Any, Optional
 import numpy as np
 
 from src.errors import UserError, printable, run
-from src.evaluation.metrics import rank_of_label, top5_note
 from src.files import open_regular, read_json, write_text
+from src.metrics import rank_of_label, top5_note
 from src.serving.description import read_description
 from src.serving.results import ENDING, result_names
 

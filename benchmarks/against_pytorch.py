@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from src.args import Config, parse_args  # noqa: E402
 from src.data import create_dataset  # noqa: E402
-from src.evaluation.metrics import Totals  # noqa: E402
+from src.metrics import Totals  # noqa: E402
 from src.tools.schedulers import learning_rates  # noqa: E402
 from src.weights.names import torch_name  # noqa: E402
 

@@ -11,7 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from src.args import Config
 from src.distributed.join import join
 from src.errors import TemporaryFailure, UserError
-from src.evaluation.metrics import Totals
+from src.metrics import Totals
 from src.parameters import assign
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from src.tools.optimizer import create_optimizer

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.evaluation.curves import draw_curves, plot_curves, read_metrics
+from src.curves import draw_curves, plot_curves, read_metrics
 
 RATES = np.concatenate([np.linspace(0, 0.1, 10, endpoint=False), np.linspace(0.1, 0, 50)]).astype(np.float32)
 

@@ -13,7 +13,7 @@ import pytest
 from src.args import Config
 from src.data import create_dataset
 from src.distributed.ranks import Ranks
-from src.evaluation.metrics import Totals
+from src.metrics import Totals
 from tests.conftest import ROOT, TINY, run_program
 from tests.processes import alive, end_all, finished, says, started, wait_until
 from tests.rank_checks import BATCH

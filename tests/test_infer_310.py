@@ -13,7 +13,7 @@ import pytest
 from mindspore import Tensor
 
 from src.data import load_eval_image
-from src.evaluation.metrics import rank_of_label
+from src.metrics import rank_of_label
 from src.serving.description import write_description
 from src.serving.results import result_names
 from tests.conftest import run_program

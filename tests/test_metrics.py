@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from src.evaluation.metrics import Totals, cross_entropy, rank_of_label
+from src.metrics import Totals, cross_entropy, rank_of_label
 
 
 def test_ranks_break_ties_by_class_index_and_count_nan_as_wrong():

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.errors import TemporaryFailure, UserError
-from src.evaluation.metrics import Totals
+from src.metrics import Totals
 from src.parameters import assign
 
 PIECE = 1 << 22  # bytes of one Broadcast

@@ -6,7 +6,7 @@ from typing import Callable, Optional
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.evaluation.metrics import Totals
+from src.metrics import Totals
 
 
 def evaluate(

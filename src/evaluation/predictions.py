@@ -8,8 +8,8 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from src.evaluation.metrics import rank_of_label
 from src.files import atomic_write
+from src.metrics import rank_of_label
 
 LIKELIEST = 5
 UNKNOWN = -1  # a label that nobody gave, or an answer that was no number

@@ -13,6 +13,7 @@ import mindspore
 import numpy as np
 
 from src.args import Config
+from src.curves import plot_curves, read_metrics
 from src.data.listing import Samples
 from src.errors import UserError, printable
 from src.evaluation.confusion import (
@@ -24,7 +25,6 @@ from src.evaluation.confusion import (
     write_class_scores,
     write_confusion,
 )
-from src.evaluation.curves import plot_curves, read_metrics
 from src.evaluation.mistakes import data_uri, draw_mistakes, surest_mistakes, thumbnail_uri
 from src.evaluation.predictions import UNKNOWN, Predictions, write_predictions
 from src.files import atomic_write, write_text

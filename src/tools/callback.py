@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from src.curves import draw_curves, read_records
 from src.errors import UserError
-from src.evaluation.curves import draw_curves, read_records
 from src.files import next_free, write_text
 
 _log = logging.getLogger(__name__)
