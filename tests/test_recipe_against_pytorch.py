@@ -25,5 +25,5 @@ def test_the_first_updates_of_a_run_are_pytorchs(digits):
     assert done.returncode == 0, done.stderr
     losses = re.findall(r"^ +(\d) +(\S+)  (\S+)  \S+$", done.stdout, re.MULTILINE)
     assert [step for step, _, _ in losses] == ["0", "1", "2"]
-    for (_, ours, theirs), tolerance in zip(losses, (1e-5, 5e-3, 5e-2)):
+    for (_, ours, theirs), tolerance in zip(losses, (1e-5, 5e-3, 1e-1)):
         assert float(ours) == pytest.approx(float(theirs), rel=tolerance)
