@@ -239,13 +239,15 @@ def test_without_cann_or_driver_one_line_says_what_to_install(ascend: Ascend, ra
     line = error_of(ascend, rank_program, **nowhere)
     assert re.search(r"\.so of CANN cannot be found; install CANN \([\d., ]+ for MindSpore 2\.", line), line
     assert "source /usr/local/Ascend/ascend-toolkit/set_env.sh" in line
-    libraries = Path(ascend.values["LD_LIBRARY_PATH"])
-    other = tmp_path / "cann/latest/lib64"
-    other.mkdir(parents=True)
-    for library in libraries.iterdir():
+    home = tmp_path / "cann"
+    for folder in ("lib64", "opp", "opp_kernel"):
+        (home / folder).mkdir(parents=True)
+    (home / "latest").symlink_to(".")
+    for library in Path(ascend.values["LD_LIBRARY_PATH"]).iterdir():
         if not library.name.startswith("libascend_hal"):
-            (other / library.name).symlink_to(library)
-    line = error_of(ascend, rank_program, **{**nowhere, "LD_LIBRARY_PATH": other})
+            (home / "lib64" / library.name).symlink_to(library)
+    paths = {"LD_LIBRARY_PATH": home / "latest/lib64", "ASCEND_HOME_PATH": home, "ASCEND_OPP_PATH": home / "opp"}
+    line = error_of(ascend, rank_program, **paths)
     assert "libascend_hal.so of the Ascend driver cannot be found; install driver and firmware" in line
 
 
