@@ -211,17 +211,22 @@ def test_keys_that_change_the_run_are_listed_and_harmless_ones_are_not(flags, al
 
 def test_a_checkpoint_from_before_a_key_says_what_runs_did_then(flags, alone):
     saved = read_saved(newest(alone))
-    facts = {**saved.facts, "config": {k: v for k, v in saved.facts["config"].items() if k != "drop_path_on"}}
-    before = replace(saved, facts=facts)
-    rate = ["--drop_path_rate", "0.2"]
+    later = ("drop_path_on", "mixup_group")
+    config = {key: value for key, value in saved.facts["config"].items() if key not in later}
 
-    def differences(then: float, *more: str) -> list[str]:
-        facts["config"]["drop_path_rate"] = then
+    def differences(then: dict, *more: str) -> list[str]:
+        before = replace(saved, facts={**saved.facts, "config": {**config, **then}})
         return before.differences(parse_args([*flags, *more])[0])
 
-    assert differences(0.0, "--drop_path_rate", "0.0") == []
-    assert differences(0.2, *rate, "--drop_path_on", "branch") == []
-    assert differences(0.2, *rate, "--flavour", "zoo") == ["drop_path_on: 'branch' in the checkpoint, 'shortcut' now"]
+    idle, acting = {"drop_path_rate": 0.0, "lr_gamma": 0.1}, {"drop_path_rate": 0.2, "lr_gamma": 0.1}
+    assert differences(idle, "--drop_path_rate", "0.0") == []
+    assert differences(acting, "--drop_path_on", "branch") == []
+    assert differences(acting) == ["drop_path_on: 'branch' in the checkpoint, 'shortcut' now"]
+    assert differences(
+        {**acting, "lr_scheduler": "exp_lr"}, "--drop_path_on", "branch", "--lr_scheduler", "exp_lr"
+    ) == ["lr_gamma: 0.1 in the checkpoint, 0.97 now"]
+    wide = {"drop_path_rate": 0.0, "batch_size": 1024, "device_num": 2}
+    assert "mixup_group: 2048 in the checkpoint, 512 now" in differences(wide, "--drop_path_rate", "0.0")
 
 
 def test_other_keys_need_resume_anyway(flags, copy):

@@ -37,13 +37,20 @@ _log = logging.getLogger(__name__)
 
 
 def _as_it_acts(values: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration with the value that each key has had: also those that were not there yet or say "auto"."""
-    before = {"drop_path_on": "branch"}  # what runs did when there was no such key; of others the default
+    """A run's configuration as it acts: keys that were not there yet or say "auto" have a value, idle ones none.
+
+    Keys that a checkpoint lacks have what runs did before there were these keys: their default, but for two.
+    """
+    before: dict[str, Any] = {"drop_path_on": "branch"}
+    if "batch_size" in values:  # one draw of MixUp and CutMix for all devices' batches
+        before["mixup_group"] = max(512, values["batch_size"] * values.get("device_num", 1))
     values = {**json.loads(Config().model_dump_json()), **before, **values}
     if values["drop_path_on"] == "auto":
         values["drop_path_on"] = FLAVOURS[values["flavour"]].drop_path_on
     if values["drop_path_rate"] == 0:
-        values["drop_path_on"] = "nothing"
+        values["drop_path_on"] = None
+    if values["lr_scheduler"] not in ("multistep_lr", "exp_lr"):
+        values["lr_gamma"] = None
     return values
 
 
