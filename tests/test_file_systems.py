@@ -91,7 +91,7 @@ def test_without_locks_a_run_goes_on_unlocked(error, shim, tmp_path):
     ("call", "error"), [("NO_CHMOD", 1), ("NO_CHMOD", 95), ("NO_FOLDER_FSYNC", 22), ("NO_FOLDER_FSYNC", 95)]
 )
 def test_without_modes_or_syncing_folders_files_are_written_all_the_same(call, error, shim, tmp_path):
-    done = save(shim, tmp_path, **{call: error})
+    done = save(shim, tmp_path, **{call: str(error)})
     assert (done.returncode, done.stdout) == (0, "locked\n"), done.stderr
     assert (tmp_path / "a.txt").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name or "trial" in path.name] == []
