@@ -7,6 +7,7 @@ import torch
 from mindspore import Tensor, nn, ops
 from mindspore.train import mind_ir_pb2 as mindir
 
+from src.args import Config
 from src.errors import UserError
 from src.models.fold import fold_batch_norm
 from src.models.layers import Upsample
@@ -82,8 +83,7 @@ def test_a_lowered_network_gives_its_logits_on_lite(arch, flavour, batch, fold, 
     for seed in range(4):
         picture(150, 100, seed).save(folder / f"{seed}.png")
 
-    config = type("Config", (), {"image_size": size, "crop_pct": 0.875, "crop_mode": "squash"})
-    config.interpolation = "bicubic"
+    config = Config(image_size=size)
     images = np.stack([load_eval_image(str(file), config) for file in sorted(folder.iterdir())])
     want = cell(Tensor(images)).asnumpy()
     got = on_lite(path, batch, tmp_path, folder.parent)

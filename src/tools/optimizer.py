@@ -181,7 +181,8 @@ def is_frozen(name: str, up_to: str) -> bool:
 def freeze(network: nn.Cell, up_to: str) -> None:
     """Let training leave a network's first parts as they are; arguments as of `is_frozen`."""
     for parameter in network.get_parameters():
-        parameter.requires_grad = not is_frozen(parameter.name, up_to)
+        if is_frozen(parameter.name, up_to):
+            parameter.requires_grad = False
 
 
 def still(network: nn.Cell, up_to: str) -> None:
