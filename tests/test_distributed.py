@@ -262,8 +262,13 @@ def test_only_rank_0_writes(stopped):
         "curves.png",
         "ckpt_0/.lock",
         "ckpt_0/DDRNet23Slim_best.ckpt",
+        "ckpt_0/DDRNet23Slim_best.json",
+        "ckpt_0/classes.json",
+        "ckpt_0/config.yaml",
+        "train_parallel0/heartbeat",
         "train_parallel0/log.txt",
         "train_parallel0/scheduler.txt",
+        "train_parallel1/heartbeat",
         "train_parallel1/log.txt",
     }
     assert "epoch 1" not in (stopped / "train_parallel1/log.txt").read_text()
