@@ -108,13 +108,13 @@ def _symbols(library: Path) -> tuple[set[str], set[str]]:
 def _survey(package: Path) -> tuple[set[str], set[str]]:
     """What MindSpore's Ascend libraries use and nobody has: names of symbols, and of libraries."""
     own = {path.name: path for path in [*package.glob("lib/**/*.so*"), *package.glob("*.so")]}
-    todo = [path for pattern in ROOTS for path in package.glob(f"lib/{pattern}") if "lowlatency" not in path.name]
+    pending = [path for pattern in ROOTS for path in package.glob(f"lib/{pattern}") if "lowlatency" not in path.name]
     ascend: set[Path] = set()
     defined: set[str] = set()
     needed: set[str] = set()
     libraries: set[str] = set()
-    while todo:  # also the libraries of the package that those are linked with
-        path = todo.pop()
+    while pending:  # also the libraries of the package that those are linked with
+        path = pending.pop()
         if path in ascend:
             continue
         ascend.add(path)
@@ -124,7 +124,7 @@ def _survey(package: Path) -> tuple[set[str], set[str]]:
         for name in re.findall(r"NEEDED\s+(\S+)", _output("objdump", "-p", str(path))):
             system = _output("gcc", f"-print-file-name={name}").strip()
             if name in own:
-                todo.append(own[name])
+                pending.append(own[name])
             elif system != name:
                 defined |= _symbols(Path(system))[0]
             elif not OTHERS.match(name):
