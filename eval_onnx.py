@@ -1,32 +1,44 @@
-"""Evaluate an exported DDRNet classifier on val/ in ONNX Runtime, without MindSpore.
+"""Evaluate an exported DDRNet classifier on val/ in ONNX Runtime, or name what single images show; without MindSpore.
 
-python eval_onnx.py --pretrained DDRNet23.onnx --ddr_config CONFIG --device_target CPU
+python eval_onnx.py --pretrained DDRNet23.onnx --data_url DIR
 """
 
 import logging
-from typing import Any, Optional
+import sys
+from collections.abc import Iterable
+from typing import Optional
 
 from tqdm import tqdm
 
-from src.args import Config, parse_args
+from src.args import OF_THE_NETWORK, Config, parse_args, with_values
 from src.data import create_dataset
 from src.data.data_utils.modelarts import stage
 from src.errors import UserError, run
+from src.evaluation.classify import classify
+from src.evaluation.flags import FLAGS
+from src.evaluation.names import find_class_names, with_words
+from src.evaluation.outputs import find_outputs, write_outputs
 from src.metrics import Totals
 from src.serving.onnx_run import PROVIDERS, OnnxNetwork, knows_device
 
 log = logging.getLogger("eval")
-PREPROCESSING = ("crop_mode", "crop_pct", "interpolation")
 
 
 def main(argv: Optional[list[str]] = None) -> None:
-    """Print loss, top-1 and top-5 over val/, as eval.py does for a checkpoint."""
-    config, rest = parse_args(argv, "Evaluate an exported DDRNet classifier in ONNX Runtime.", beside_weights=True)
+    """Print loss, top-1 and top-5 over val/, or with --images the five likeliest classes of each, as eval.py does."""
+    config, rest = parse_args(
+        argv, "Evaluate an exported DDRNet classifier in ONNX Runtime.", extra=FLAGS, beside_weights=True
+    )
     if not config.pretrained:
         raise UserError("--pretrained: name the file to evaluate, such as DDRNet23.onnx; export.py writes it")
+    outputs = find_outputs(config, rest)
     config, _ = stage(config, writes=False)
-    network = OnnxNetwork(config.pretrained, device(config, "device_target" in rest.given), config.device_id)
-    config = check(network, config)
+    target = device(config, "device_target" in rest.given)
+    network = OnnxNetwork(config.pretrained, target, config.device_id)
+    config = fitting(network, config, rest.told)
+    if rest.images:
+        words = with_words(network.description.get("classes") or find_class_names(config), config.data_url)
+        sys.exit(classify(network, rest.images, config, words, outputs.predictions, network.batch_size))
 
     if network.batch_size is not None:
         config = config.model_copy(update={"batch_size": network.batch_size})
@@ -34,15 +46,16 @@ def main(argv: Optional[list[str]] = None) -> None:
     check_classes(network, val.classes, config)
     if val.classes_from == "val":
         log.info("classes: from val/, as there is no train/")
-    totals = Totals()
+    totals, predictions = Totals(), outputs.collector(len(val.classes))
     with tqdm(total=val.size, unit="img", disable=None) as bar:
         for images, labels in val.epoch():
-            totals.add(network(images), labels)
+            logits = network(images)
+            totals.add(logits, labels)
+            if predictions:
+                predictions.add(logits, labels)
             bar.update(totals.images - bar.n)
-    means = totals.means()
-    log.info("Loss: %.5f", means["loss"])
-    log.info("Top1 acc: %.5f", means["top1"])
-    log.info("Top5 acc: %.5f", means["top5"])
+    computed = {"device": target, "runtime": network.runtime}
+    write_outputs(outputs, config, val, predictions, totals.means(), computed, log)
 
 
 def device(config: Config, given: bool) -> str:
@@ -55,24 +68,29 @@ def device(config: Config, given: bool) -> str:
     return "CPU"
 
 
-def check(network: OnnxNetwork, config: Config) -> Config:
-    """Refuse a configuration that is not of this file's network; say where preprocessing differs; its colours count."""
-    spec = network.description
-    if config.num_classes == 0:
-        config = config.model_copy(update={"num_classes": spec["num_classes"]})
-    for key in ("num_classes", "image_size"):
-        if spec[key] != getattr(config, key):
-            raise UserError(
-                f"{key}: is {getattr(config, key)}, but {config.pretrained} has {spec[key]}; make them agree"
-            )
-    for key in PREPROCESSING:
-        own = getattr(config, key)
-        if key in spec and own != spec[key] and not (own == "random" and spec[key] == "bicubic"):
-            log.info(
-                "%s: %s as the configuration says; %s was exported with %s", key, own, config.pretrained, spec[key]
-            )
-    colours: dict[str, Any] = {key: tuple(spec[key]) for key in ("mean", "std") if key in spec}
-    return config.model_copy(update=colours)
+def fitting(network: OnnxNetwork, config: Config, told: Iterable[str]) -> Config:
+    """The configuration with what the file says of its network; of what else was told, what differs is logged.
+
+    Args:
+        network: the file's.
+        config: as it was told.
+        told: the keys that a YAML file or a flag named. Colours are the file's all the same, and so is `num_classes` 0.
+
+    Raises:
+        UserError: another number of classes or another size was told, which the file cannot take.
+    """
+    spec = {name: network.description[name] for name in OF_THE_NETWORK if name in network.description}
+    for name in filter(set(told).__contains__, OF_THE_NETWORK):
+        own = getattr(config, name)
+        if name not in spec or name in ("mean", "std") or (name, own) == ("num_classes", 0):
+            continue
+        value = spec.pop(name)
+        if own == value or (own == "random" and value == "bicubic"):
+            continue
+        if name in ("num_classes", "image_size"):
+            raise UserError(f"{name}: is {own}, but {config.pretrained} has {value}; make them agree")
+        log.info("%s: %s as the configuration says; %s was exported with %s", name, own, config.pretrained, value)
+    return with_values(config, spec, f"{config.pretrained}: its metadata say that ")
 
 
 def check_classes(network: OnnxNetwork, classes: list[str], config: Config) -> None:

@@ -353,7 +353,8 @@ def parse_args(
 
     Returns:
         The configuration, and a namespace with ddr_config, the extra flags, `given`, the set of the configuration's
-        keys that stood on the command line, and `notes`, lines on what differs from what the weights were trained with.
+        keys that stood on the command line, `told`, the set of those and of the YAML file's, and `notes`, lines on what
+        differs from what the weights were trained with.
 
     Raises:
         UserError: the file or a flag is wrong; the message names the key and what would be right.
@@ -388,6 +389,7 @@ def parse_args(
     typed = {name: _typed(name, value) for name, value in given.items()}
     _check(typed, "flag --")
     values.update(typed)
+    rest.told = frozenset(values)
     rest.notes = []
     if beside_weights and values.get("pretrained"):
         beside = Path(Config(pretrained=values["pretrained"]).pretrained).parent / CONFIG_FILE
@@ -420,6 +422,17 @@ def _values_in(path: str, place: str) -> dict[str, Any]:
             raise UserError(f"{path}: unknown key {shown!r}{_nearest(shown, Config.model_fields)}")
     _check(values, f"{path}: ")
     return values
+
+
+def with_values(config: Config, values: dict[str, Any], place: str) -> Config:
+    """The configuration with other values, checked.
+
+    Raises:
+        UserError: one is wrong; `place` says where it stands.
+    """
+    _check(values, place)
+    checked = Config(**values)
+    return config.model_copy(update={name: getattr(checked, name) for name in values})
 
 
 def switch(help: str) -> dict[str, Any]:

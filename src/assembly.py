@@ -41,7 +41,8 @@ def build_network(config: Config) -> nn.Cell:
     )
     if config.pretrained:
         left_out = load_pretrained(network, config.pretrained, config.flavour, drop_head=True)
-        _log.info("weights: %s%s", config.pretrained, f", but not {', '.join(left_out)}" if left_out else "")
+        anew = f"; the classifier ({', '.join(left_out)}) starts anew, as it has other classes" if left_out else ""
+        _log.info("weights: %s%s", config.pretrained, anew)
     cast_amp(network, config.amp_level, config.keep_bn_fp32)
     freeze(network, config.freeze)
     return network

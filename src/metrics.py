@@ -58,3 +58,9 @@ def top5_note(classes: int) -> str:
     """A line for results in which top-5 is 1 whatever the network says; '' where it means something."""
     plural = "es" if classes > 1 else ""
     return f"top-5 says nothing here: there are only {classes} class{plural}" if classes <= 5 else ""
+
+
+def in_words(means: dict[str, float], classes: int) -> str:
+    """An epoch's validation in a line; with five classes or fewer without top-5, which is then always 1."""
+    words = f"val loss {means['loss']:.5f}, top-1 {means['top1']:.5f}"
+    return words if top5_note(classes) else f"{words}, top-5 {means['top5']:.5f}"

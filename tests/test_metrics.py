@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from src.metrics import Totals, cross_entropy, rank_of_label
+from src.metrics import Totals, cross_entropy, in_words, rank_of_label
 
 
 def test_ranks_break_ties_by_class_index_and_count_nan_as_wrong():
@@ -29,3 +29,9 @@ def test_totals_equal_scikit_learn_and_leave_padding_out():
 
 def test_cross_entropy_of_large_logits_does_not_overflow():
     assert cross_entropy(np.array([[1000.0, 0.0]]), np.array([1]))[0] == pytest.approx(1000.0)
+
+
+def test_top5_is_left_out_where_it_is_always_1():
+    means = {"loss": 1.5, "top1": 0.25, "top5": 1.0}
+    assert in_words(means, 5) == "val loss 1.50000, top-1 0.25000"
+    assert in_words(means, 6) == "val loss 1.50000, top-1 0.25000, top-5 1.00000"

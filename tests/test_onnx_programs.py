@@ -29,9 +29,12 @@ from tests.photos import photos
 DIGITS = [str(digit) for digit in range(10)]
 
 
+def tiny():
+    return parse_args(["--ddr_config", str(TINY)])[0]
+
+
 def digit_images(digits):
-    config, _ = parse_args(["--ddr_config", str(TINY)])
-    return np.stack([load_eval_image(str(path), config) for path in sorted((digits / "val").glob("*/*.png"))])
+    return np.stack([load_eval_image(str(path), tiny()) for path in sorted((digits / "val").glob("*/*.png"))])
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +148,46 @@ def test_without_onnx_runtime_export_writes_and_says_that_it_was_not_run(exporte
 
 
 def test_eval_onnx_ends_as_eval_does_and_needs_no_mindspore(exported, weights, digits, tmp_path):
-    flags = ["--ddr_config", TINY, "--data_url", digits]
-    want = run_program("eval.py", *flags, "--pretrained", weights, cwd=tmp_path)
+    flags = ["--ddr_config", TINY, "--data_url", digits, "--pretrained", weights, "--report", "a"]
+    want = run_program("eval.py", *flags, cwd=tmp_path)
     assert want.returncode == 0, want.stderr
     env = without("mindspore", tmp_path)
-    got = run_program("eval_onnx.py", *flags, "--pretrained", exported, "--device_target", "CPU", cwd=tmp_path, env=env)
+    flags = ["--data_url", digits, "--pretrained", exported, "--report", "b"]  # the file knows the rest
+    got = run_program("eval_onnx.py", *flags, cwd=tmp_path, env=env)
     assert got.returncode == 0, got.stderr
     (loss, *accuracies), (own_loss, *own_accuracies) = (run.stdout.splitlines()[-3:] for run in (want, got))
     assert own_accuracies == accuracies and [line.split(":")[0] for line in accuracies] == ["Top1 acc", "Top5 acc"]
     assert float(own_loss.removeprefix("Loss: ")) == pytest.approx(float(loss.removeprefix("Loss: ")), abs=2e-5)
+    for table in ("confusion.csv", "per_class.csv"):
+        assert (tmp_path / "b" / table).read_bytes() == (tmp_path / "a" / table).read_bytes()
+    assert "ONNX Runtime" in (tmp_path / "b" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_single_images_are_answered_without_data_and_what_is_none_is_named(
+    batch, exported, weights, digits, tmp_path, monkeypatch, capsys
+):
+    path = exported if batch is None else export(tmp_path, weights, digits, "--batch_size", batch)
+    images = sorted((digits / "val" / "3").iterdir())[:1] + sorted((digits / "val" / "4").iterdir())[:2]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(SystemExit) as caught:
+        eval_onnx.main(["--pretrained", str(path), "--images", "text.jpg", *map(str, images)])
+    said = capsys.readouterr()
+    assert caught.value.code == 3 and "--images text.jpg: " in said.err
+    lines = said.out.splitlines()
+    assert lines[::6] == list(map(str, images))
+    logits = OnnxNetwork(exported)(np.stack([load_eval_image(str(image), tiny()) for image in images]))
+    assert [lines[6 * row + 1].split()[-1] for row in range(3)] == [DIGITS[index] for index in logits.argmax(1)]
+
+
+@pytest.mark.parametrize(("key", "value"), [("crop_mode", "sideways"), ("mean", [0.5, 0.5])])
+def test_metadata_that_no_export_writes_are_refused_by_name(key, value, exported, digits, tmp_path):
+    model = onnx.load(exported)
+    next(item for item in model.metadata_props if item.key == key).value = json.dumps(value)
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(UserError, match=rf"net\.onnx: its metadata say that {key}: must be"):
+        eval_onnx.main(["--data_url", str(digits), "--pretrained", str(tmp_path / "net.onnx")])
 
 
 def test_every_image_gets_the_classes_that_the_network_gives_it(cell, exported, digits, tmp_path):

@@ -76,7 +76,7 @@ def make_report(folder, digits, names, right=0.8, pretrained="", **keys):
     config = make_config(digits, num_classes=len(names), pretrained=str(pretrained), **keys)
     top1, top5 = ((predictions.ranks < k).mean() for k in (1, 5))
     means = {"loss": 0.5, "top1": float(top1), "top5": float(top5)}
-    write_report(folder, Evaluation(config, samples, predictions, means, names, names))
+    write_report(folder, Evaluation(config, samples, predictions, means, names, names, {"runtime": "a & b"}))
     return samples, predictions, Page((folder / "report.html").read_text(encoding="utf-8"))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Callable, Optional, Union
 
 import numpy as np
-from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from src.args import Config
@@ -70,16 +69,22 @@ def _images_below(folder: str) -> tuple[list[str], Counter]:
 
 
 def classify(
-    network: nn.Cell, patterns: Sequence[str], config: Config, names: Sequence[str], out: Optional[Path] = None
+    network: Callable[[np.ndarray], np.ndarray],
+    patterns: Sequence[str],
+    config: Config,
+    names: Sequence[str],
+    out: Optional[Path] = None,
+    fixed_batch: Optional[int] = None,
 ) -> int:
     """Print the likeliest classes of each image, or write them to a CSV file; name what cannot be answered.
 
     Args:
-        network: from images (N, 3, H, W) to logits.
+        network: from images, float32 (N, 3, H, W), to logits (N, C).
         patterns: files, folders and patterns.
         config: reads the evaluation transform's keys and batch_size.
         names: of the classes.
         out: the CSV file; None: print.
+        fixed_batch: how many images the network takes at once; None: any number.
 
     Returns:
         The exit code: 0, or 3 where something could not be answered; each such file has a line on standard error.
@@ -91,11 +96,11 @@ def classify(
             _complain(path, reason)
         else:
             paths.append(path)
-    batch = min(config.batch_size, BATCH, max(len(paths), 1))
+    batch = fixed_batch or min(config.batch_size, BATCH, max(len(paths), 1))
     predictions, answered = Predictions(len(names)), []
     with tqdm(total=len(paths), unit="img", disable=None if out else True) as bar:
         for group, images, reasons in _batches(paths, config, batch):
-            logits = network(Tensor(images)).asnumpy()
+            logits = network(images)
             good = [place for place, reason in enumerate(reasons) if not reason]
             for place, reason in enumerate(reasons):
                 if reason:

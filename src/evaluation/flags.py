@@ -1,4 +1,4 @@
-"""The flags of eval.py that are no keys of the configuration."""
+"""The flags of eval.py and eval_onnx.py that are no keys of the configuration."""
 
 IMAGES, REPORT, PREDICTIONS = "--images", "--report", "--predictions"
 

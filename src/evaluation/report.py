@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import Any, Optional
 
-import mindspore
 import numpy as np
 
 from src.args import Config
@@ -48,6 +47,7 @@ class Evaluation:
         means: loss, top1 and top5.
         names: the classes' names, for the tables.
         words: what people call them, for the page and the pictures.
+        computed: in what precision, where and by which runtime.
     """
 
     config: Config
@@ -56,6 +56,7 @@ class Evaluation:
     means: dict[str, float]
     names: Sequence[str]
     words: Sequence[str]
+    computed: dict[str, str]
 
 
 def check_folder(flag: str, folder: Path) -> None:
@@ -310,9 +311,7 @@ def _settings(evaluation: Evaluation) -> str:
         ("data", text(f"{samples.folder}, {len(samples):,} images")),
         ("input", text(f"{config.image_size} x {config.image_size} pixels")),
         ("crop", text(f"{config.crop_mode}, crop_pct {config.crop_pct:g}, {config.interpolation}")),
-        ("precision", text(f"amp_level {config.amp_level}")),
-        ("device", text(f"{config.device_target}, {config.device_num} process(es)")),
-        ("MindSpore", text(mindspore.__version__)),
+        *((name, text(value)) for name, value in evaluation.computed.items()),
     ]
     return _table((("", "name"), ("", "name")), [(f"{a}", b) for a, b in rows], headless=True)
 

@@ -31,6 +31,7 @@ class OnnxNetwork:
     Attributes:
         description: what export.py put into the file: arch, num_classes, classes, mean, std, crop and so on.
         batch_size: images that it takes at once; None: any number.
+        runtime: what runs it, with its version.
 
     Raises:
         UserError: ONNX Runtime is not installed or does not know the device; the file cannot be read, is damaged, or is
@@ -62,6 +63,7 @@ class OnnxNetwork:
             raise UserError(f"{path}: not an ONNX file, or a damaged one; export it again") from error
         if self._session.get_providers()[0] != provider:
             raise UserError(f"device_target: {device_target} {device_id} is not there; say --device_target CPU")
+        self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.description = read_metadata(self._session.get_modelmeta().custom_metadata_map)
         self._check_shapes(path)
 

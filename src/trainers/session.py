@@ -19,6 +19,7 @@ from src.distributed.ranks import Ranks
 from src.errors import UserError
 from src.files import is_regular
 from src.heartbeat import beat
+from src.metrics import in_words
 from src.run_folder import write_run
 from src.tools.callback import Events, Metrics, Progress
 from src.tools.cell import native_kernels
@@ -171,8 +172,9 @@ class Session:
                 self.progress.end()
             for prefix, whose in (("", ""), ("ema_", ", averaged weights")):
                 if f"{prefix}top1" in scores:
-                    figures = (scores[f"{prefix}{name}"] for name in ("val_loss", "top1", "top5"))
-                    _log.info("epoch %d%s: val loss %.5f, top-1 %.5f, top-5 %.5f", cursor.epoch, whose, *figures)
+                    means = {"loss": scores[f"{prefix}val_loss"], "top1": scores[f"{prefix}top1"]}
+                    means["top5"] = scores[f"{prefix}top5"]
+                    _log.info("epoch %d%s: %s", cursor.epoch, whose, in_words(means, len(self.train.classes)))
         record = self._record(scores, feed)
         self.metrics.add(record)
         self._save_where_due(last or bool(config.save_every and cursor.epoch % config.save_every == 0), finished=True)
