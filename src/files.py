@@ -120,9 +120,9 @@ def claim(path: Path) -> Optional[IO]:
 
     Raises:
         BlockingIOError: another process holds it.
-        OSError: the file cannot be made.
+        OSError: the file cannot be made, or is a pipe.
     """
-    file = path.open("a")
+    file = open_to_write(path, os.O_APPEND)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -176,6 +176,24 @@ def open_regular(path: Union[str, Path]) -> BinaryIO:
         file.close()
         raise OSError(errno.EINVAL, "no regular file")
     return file
+
+
+def open_to_write(path: Union[str, Path], flags: int = os.O_TRUNC) -> BinaryIO:
+    """A file, made where it is missing, opened for writing in binary; a pipe, at which that may wait for ever, is not.
+
+    Args:
+        path: may lead to a device, such as /dev/null.
+        flags: O_TRUNC writes it anew, O_APPEND goes on at its end.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o666)
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):  # one that somebody reads
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is a pipe", str(path))
+    os.set_blocking(descriptor, True)
+    return open(descriptor, "wb")
 
 
 def read_text(path: Union[str, Path], limit: int, place: str = "", hint: str = "") -> str:

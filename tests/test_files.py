@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from src.errors import UserError
-from src.files import atomic_write, read_bytes, read_json, read_text, write_text
+from src.files import atomic_write, claim, open_to_write, read_bytes, read_json, read_text, write_text
 from tests.conftest import ROOT
 
 
@@ -96,3 +96,31 @@ def test_a_small_file_takes_little_memory_however_much_it_might_have(tmp_path):
         f"assert read_bytes({str(tmp_path / 'small')!r}, 1 << 40) == b'small'"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_pipe_in_the_place_of_a_lock_or_log_is_refused_at_once(tmp_path, read):
+    """Also one that somebody reads, which could be opened, and would take no lock that anybody sees."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK) if read else None
+    for opened in (claim, open_to_write):
+        with pytest.raises(OSError, match=r"No such device|is a pipe"):
+            opened(tmp_path / "pipe")
+    if reader is not None:
+        os.close(reader)
+
+
+def test_a_lock_is_one_process_s_and_its_file_keeps_its_content(tmp_path):
+    (tmp_path / ".lock").write_text("kept")
+    with claim(tmp_path / ".lock"), pytest.raises(BlockingIOError):
+        claim(tmp_path / ".lock")
+    assert (tmp_path / ".lock").read_text() == "kept"
+    with open_to_write(tmp_path / ".lock") as file:
+        file.write(b"new")
+    assert (tmp_path / ".lock").read_text() == "new"
+
+
+def test_a_file_may_be_written_to_a_device(tmp_path):
+    (tmp_path / "log").symlink_to("/dev/null")
+    with open_to_write(tmp_path / "log") as file:
+        file.write(b"x")

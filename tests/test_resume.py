@@ -185,6 +185,16 @@ def test_checkpoints_of_which_none_is_good_stop_the_run_and_stay(kind, flags, co
     assert {path.name: path.read_bytes() for path in (copy / "ckpt_0").iterdir()} == before
 
 
+def test_what_a_killed_run_was_writing_is_swept_whichever_file_it_was(copy):
+    written = [path for path in copy.rglob("*") if path.is_file() and path.name not in (".lock", "log.txt")]
+    assert {"metrics.jsonl", "curves.png", "config.yaml", "classes.json"} <= {path.name for path in written}
+    halves = [path.with_name(f".{path.stem}.4711.tmp{path.suffix}") for path in written]
+    for half in halves:
+        half.write_bytes(b"half")
+    Checkpoints(copy / "ckpt_0", "DDRNet23Slim", 3).lock()
+    assert not [half for half in halves if half.exists()]
+
+
 def test_going_on_with_other_data_is_told(flags, copy, digits, tmp_path):
     shutil.copytree(digits, tmp_path / "other")
     next((tmp_path / "other" / "train" / "3").iterdir()).unlink()

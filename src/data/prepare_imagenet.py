@@ -9,7 +9,6 @@ command goes on: a class's folder stands under train.partial/ only when it is wh
 
 import argparse
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -19,14 +18,14 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, NamedTuple, Optional, Union
 
 from tqdm import tqdm
 
 from src.errors import UserError, run
-from src.files import write_text
+from src.files import claim, write_text
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 MD5 = {  # as image-net.org publishes them
@@ -120,13 +119,13 @@ def write_names(path: Path, devkit: Devkit) -> None:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Hold `out` against a second process that unpacks into it."""
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--out {out}: another process is unpacking into it") from None
-        except OSError:
-            pass  # a file system without locks
+    try:
+        lock = claim(out / ".lock")
+    except BlockingIOError:
+        raise UserError(f"--out {out}: another process is unpacking into it") from None
+    except OSError as error:
+        raise UserError(f"{out / '.lock'}: cannot be written ({error.strerror})") from error
+    with lock or nullcontext():  # a file system without locks
         yield
 
 

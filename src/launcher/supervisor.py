@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Optional
 
 from src.errors import TemporaryFailure, UserError, run
+from src.files import open_to_write
 from src.launcher.environment import SCHEDULER
 from src.launcher.job import Job, free_port, plan, share_of_cores
 from src.launcher.link import Link, connect
@@ -298,9 +299,9 @@ def make_folders(job: Job) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name in ("log.txt", "scheduler.txt")[: 1 + (rank.local == 0)]:
-                (folder / name).write_bytes(b"")
+                open_to_write(folder / name).close()
             beat = job.heartbeat_file(rank)
-            beat.write_bytes(b"")
+            open_to_write(beat).close()
             beat.unlink()
         except OSError as error:
             kind = TemporaryFailure if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
@@ -322,7 +323,7 @@ def detach(log: Path) -> Optional[int]:
         UserError: the log cannot be written.
     """
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        output = open_to_write(log)
     except OSError as error:
         raise UserError(f"{log}: cannot be written ({error.strerror}); start from a folder that can be") from error
     sys.stdout.flush()
@@ -331,7 +332,7 @@ def detach(log: Path) -> Optional[int]:
         return pid
     os.setsid()
     nowhere = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nowhere, 0), (output, 1), (output, 2)):
+    for source, target in ((nowhere, 0), (output.fileno(), 1), (output.fileno(), 2)):
         os.dup2(source, target)
     return None
 

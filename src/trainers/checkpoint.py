@@ -207,8 +207,8 @@ class Checkpoints:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose train_url") from error
         if self._lock is None:
             _log.warning("%s: cannot be locked here; see that no second run writes there", self.folder)
-        sweep(self.folder, rf"{re.escape(self.arch)}.*")
-        sweep(self.folder.parent, "curves", "metrics", "config")
+        sweep(self.folder, rf"{re.escape(self.arch)}.*", "config", "classes")
+        sweep(self.folder.parent, "curves", "metrics")
         for folder in (self.folder, self.folder.parent):
             try_writing(folder)
 

@@ -11,11 +11,14 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional
 
 from src.args import Config, check_addresses
 from src.errors import TrainingStopped, UserError
+from src.files import open_to_write
 
 _log = logging.getLogger(__name__)
 
@@ -162,9 +165,7 @@ def fetch(key: str, url: str, cache: Path, is_folder: bool = True) -> Path:
     """
     name = Path(url).name
     target = cache / f"{key}-{_short(url)}" / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(target.parent):
         if target.exists():
             _log.info("%s: %s was copied before; remove %s to have it copied anew", key, url, target)
             return target
@@ -192,6 +193,20 @@ def _fetch_outputs(url: str, outputs: Path) -> None:
         file.copy_parallel(url.rstrip("/"), str(outputs))
     except Exception as error:  # as above
         raise TrainingStopped(f"train_url: {url} cannot be copied to {outputs} ({error})") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process copies to a folder, where its file system has locks."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open_to_write(folder / ".lock", os.O_APPEND)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+    with lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _short(url: str) -> str:
