@@ -160,7 +160,7 @@ def read_bytes(path: Union[str, Path], limit: int, place: str = "", hint: str = 
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{place}{path}: cannot be read ({reason}){hint}") from error
     if len(content) > limit:
-        raise UserError(f"{place}{path}: is larger than {limit / 1e6:.0f} MB; such a file is small")
+        raise UserError(f"{place}{path}: is larger than {limit / 1e6:g} MB; such a file is small")
     return content
 
 
@@ -193,7 +193,7 @@ def open_to_write(path: Union[str, Path], flags: int = os.O_TRUNC) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is a pipe", str(path))
     os.set_blocking(descriptor, True)
-    return open(descriptor, "wb")
+    return os.fdopen(descriptor, "wb")
 
 
 def read_text(path: Union[str, Path], limit: int, place: str = "", hint: str = "") -> str:

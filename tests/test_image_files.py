@@ -256,6 +256,15 @@ def test_no_warning_of_pillow_reaches_the_log(capfd):
         assert b"Warning" not in done.stderr
 
 
+def test_what_pillow_logs_as_an_error_does_not_reach_the_log_either(caplog):
+    samples = bytes.fromhex("1501 0300 0100 0000")  # SamplesPerPixel, a SHORT
+    content = encoded(photo_like(40, 30, 0), "TIFF")
+    at = content.index(samples) + len(samples)
+    with pytest.raises(UndecodableImage):
+        decode(content[:at] + b"\x09" + content[at + 1 :])
+    assert not caplog.records
+
+
 def test_the_files_own_name_for_a_buffer_is_io_bytes():
     """What the messages above must not hold comes from here."""
     with pytest.raises(Exception, match="BytesIO object at"):

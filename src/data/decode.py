@@ -1,6 +1,7 @@
 """From an encoded image to a PIL RGB image, whole or as much of it as a crop needs."""
 
 import io
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ _UNWRITTEN = (253, 2, 251)  # a colour that no row of a photograph consists of
 _MARGIN = 16  # rows below a scaled crop that the resizing filter may reach
 # What Pillow complains of in a file that it decodes would go into the log once an image and epoch.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # there is a limit of our own
 
 _BYTE_OF = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # of every 16-bit value
