@@ -66,6 +66,28 @@ def test_a_step_that_does_not_run_once_a_batch_stops_training_after_the_first_pi
         list(feed.epoch(1))
 
 
+@pytest.mark.parametrize(
+    ("batches", "seconds", "ends"), [(4, 1e9, [4, 8, 10]), (1000, 0, range(1, 11)), (50, 1e9, [10])]
+)
+def test_within_a_long_piece_the_launcher_gets_signs_of_life(config, monkeypatch, batches, seconds, ends):
+    """A piece may take longer than the launcher waits for a rank that hangs."""
+    monkeypatch.setattr("src.trainers.feed.LOOK_BATCHES", batches)
+    monkeypatch.setattr("src.trainers.feed.LOOK_SECONDS", seconds)
+    step, signs = Step(), []
+    monkeypatch.setattr("src.trainers.feed.beat", lambda _: signs.append(int(step.health.runs.asnumpy())))
+    config = config.model_copy(update={"sink_size": 1000})
+    assert [done for done, _ in Feed(step, create_dataset(config, "train"), config).epoch(1)] == [10]
+    assert signs == list(ends)
+
+
+def test_within_a_long_piece_a_step_that_does_not_run_once_a_batch_is_noticed(config, monkeypatch):
+    monkeypatch.setattr("src.trainers.feed.LOOK_BATCHES", 4)
+    config = config.model_copy(update={"sink_size": 1000})
+    feed = Feed(Step(runs=2), create_dataset(config, "train"), config)
+    with pytest.raises(TrainingStopped, match="the step ran 8 times for 4 batches"):
+        list(feed.epoch(1))
+
+
 def sums(batches) -> list[float]:
     return [float(np.asarray(images, np.float64).sum()) for images, _ in batches]
 

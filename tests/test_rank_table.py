@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -131,11 +132,13 @@ def test_a_tool_that_knows_no_address_is_an_error_that_says_so(tmp_path, script)
         ("[0,3)", "3 cards; HCCL there takes 1, 2, 4 or 8"),
         ("[4,8)", ""),
         ("[0,8)", ""),
+        ("[0,16)", ""),
     ],
 )
 def test_a_range_of_cards_that_a_910_server_forbids_is_told(tmp_path, cards, told):
     run = finished(
-        [sys.executable, SCRIPT, "--device_num", cards, "--conf", conf(tmp_path), "--server_id", "10.0.0.1"], tmp_path
+        [sys.executable, SCRIPT, "--device_num", cards, "--conf", conf(tmp_path, 16), "--server_id", "10.0.0.1"],
+        tmp_path,
     )
     assert run.returncode == 0
     assert ("warning: server 10.0.0.1" in run.stdout, told in run.stdout) == (bool(told), True), run.stdout
@@ -242,6 +245,75 @@ def test_a_wrong_table_is_refused_by_an_error_that_names_the_entry(tmp_path, nam
     assert str(tmp_path) in str(raised.value)
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < len(str(tmp_path)) + 300
+
+
+def groups(*instances: tuple[str, list[str]], ranks: tuple[str, ...] = ()) -> dict:
+    """A table of template 2: instances of some cards each, in groups; older ones name the rank of each instance.
+
+    https://www.hiascend.com/document/detail/en/TensorFlowCommercial/800/migration/tfmigr2/tfmigr2_000031.html
+    """
+    entries = []
+    for place, (server, cards) in enumerate(instances):
+        devices = [{"device_id": card, "device_ip": f"192.168.{place}.{card}"} for card in cards]
+        own = {"rank_id": ranks[place]} if ranks else {}
+        entries.append({"pod_name": f"job-{place}", "server_id": server, "devices": devices, **own})
+    group = {"group_name": "job", "device_count": "9", "instance_count": str(len(entries)), "instance_list": entries}
+    return {"status": "completed", "group_count": "1", "group_list": [group]}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (groups(("10.0.0.1", ["4"])), [("10.0.0.1", [(0, 4)])]),
+        (
+            groups(("10.0.0.1", ["0", "1"]), ("10.0.0.2", ["6", "7"])),
+            [("10.0.0.1", [(0, 0), (1, 1)]), ("10.0.0.2", [(2, 6), (3, 7)])],
+        ),
+        (
+            groups(("10.0.0.1", ["0"]), ("10.0.0.1", ["1"]), ("10.0.0.2", ["0"]), ranks=("2", "1", "0")),
+            [("10.0.0.2", [(0, 0)]), ("10.0.0.1", [(1, 1), (2, 0)])],
+        ),
+    ],
+)
+def test_a_table_in_groups_of_instances_is_read_as_one_of_servers(tmp_path, content, expected):
+    for _ in range(2):  # the second time as it is written again
+        read = read_rank_table(written(tmp_path, content))
+        got = [(server.server_id, [(card.rank, card.device_id) for card in server.cards]) for server in read.servers]
+        assert got == expected
+        content = read.to_json()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"group_list": [{}]}, "group_list[0]: instance_list must be a list"),
+        ({"group_list": [{"instance_list": [7]}]}, "group_list[0].instance_list[0]: devices must be a list"),
+        ({"group_list": [{"instance_list": [{"devices": [7]}]}]}, "instance_list[0]: devices must be objects"),
+        ({"group_list": [{"instance_list": [{"devices": [{}]}]}]}, "instance_list[0]: server_id is None"),
+        (groups(("10.0.0.1", ["0"]), ("10.0.0.1", ["0"])), "device_id 0 stands there twice"),
+        ({**groups(("10.0.0.1", ["0"])), "status": "initializing"}, "status is 'initializing'"),
+    ],
+)
+def test_a_wrong_table_in_groups_is_refused_by_an_error_that_names_the_entry(tmp_path, content, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_rank_table(written(tmp_path, content))
+
+
+@pytest.mark.parametrize("name", ["container_ip", "pod_ip", "server_ip"])
+def test_a_container_is_found_and_reached_by_its_own_address(tmp_path, name):
+    """MindCluster's tables name the machine in server_id."""
+    content = table("192.0.2.7", "192.0.2.8")
+    for number, server in enumerate(content["server_list"]):
+        server[name] = ("127.0.0.1", "192.0.2.9")[number]
+    found = find_server(read_rank_table(written(tmp_path, content)))
+    assert (found.server_id, found.reached_by) == ("192.0.2.7", "127.0.0.1")
+
+
+@pytest.mark.parametrize("address", ["", None, 7, "pod-0"])
+def test_what_is_no_address_reaches_no_container(tmp_path, address):
+    content = table("192.0.2.7")
+    content["server_list"][0]["container_ip"] = address
+    assert read_rank_table(written(tmp_path, content)).servers[0].reached_by == "192.0.2.7"
 
 
 def test_a_missing_table_is_one_line(tmp_path):

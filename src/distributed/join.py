@@ -139,10 +139,7 @@ def _meet_by_table(path: str, world: int, device_target: str) -> None:
     server = next(server for server in table.servers for card in server.cards if card.rank == rank)
     local = [card.rank for card in server.cards].index(rank)
     cards = table_cards([card.device_id for card in server.cards], device_target, os.environ)
-    first = table.servers[0]
-    host = os.environ.get("MASTER_ADDR") or (
-        first.host_ip or first.server_id if len(table.servers) > 1 else "127.0.0.1"
-    )
+    host = os.environ.get("MASTER_ADDR") or (table.servers[0].reached_by if len(table.servers) > 1 else "127.0.0.1")
     meeting = (host, _number("MASTER_PORT", DEFAULT_PORT))
     if rank == 0:
         _start_scheduler(scheduler_environment(os.environ, world, meeting))

@@ -133,7 +133,7 @@ def plan(options: argparse.Namespace) -> Job:
         ranks = [card.rank for card in server.cards]
         cards = table_cards([card.device_id for card in server.cards], options.device_target, environment)
         first = table.servers[0]
-        host = host or (nodes > 1 and (first.host_ip or first.server_id)) or ""
+        host = host or (nodes > 1 and first.reached_by) or ""
         secret.append(table.to_json())
     else:
         nodes = environment_number("SERVER_NUM", 1, 1, MOST_SERVERS)

@@ -4,7 +4,8 @@ The format is template 1 of https://www.hiascend.com/document/detail/en/CANNComm
 and MindSpore's https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/rank_table.html, both of which also say where the
 cards' addresses stand: in /etc/hccn.conf, lines `address_N=IP`. What that file lacks, `hccn_tool -i N -ip -g` is asked
 for, as hccl_tools does (https://gitee.com/mindspore/models/tree/master/utils/hccl_tools). Fields that this does not
-know, such as super_device_id and super_pod_list of version 1.2, are kept as they are.
+know, such as super_device_id and super_pod_list of version 1.2, are kept as they are. Template 2, a list of groups of
+instances as ModelArts' and Kubernetes' older controllers write it, is read as the same and written as template 1.
 """
 
 import contextlib
@@ -23,6 +24,11 @@ from src.files import read_json, read_text
 
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
 MOST_BYTES = 1 << 24  # a table of 10,000 cards has 2 MB
+CONTAINER_ADDRESSES = (
+    "container_ip",
+    "pod_ip",
+    "server_ip",
+)  # where server_id is the machine's, as MindCluster writes it
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,17 @@ class Server:
     cards: tuple[Card, ...]
     host_ip: Optional[str] = None
     other: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """What it can be reached by, the best first: a container's own address before that of its machine."""
+        names = (self.host_ip, *(self.other.get(name) for name in CONTAINER_ADDRESSES), self.server_id)
+        return tuple(name for name in names if isinstance(name, str) and _is_address(name))
+
+    @property
+    def reached_by(self) -> str:
+        """The address, or where it has none the name, by which other servers reach it."""
+        return next(iter(self.addresses), self.server_id)
 
 
 @dataclass(frozen=True)
@@ -91,10 +108,14 @@ def read_rank_table(path: str) -> RankTable:
 
 
 def _parse(table: Any) -> RankTable:
+    if isinstance(table, dict) and "server_list" not in table and "group_list" in table:
+        table = _as_template_1(table)
     entries = _list(table, "server_list", "the table")
     status = table.get("status", "completed")
     if status != "completed":
-        raise UserError(f"status is {_shown(status)}; a table that can be used says 'completed'")
+        raise UserError(
+            f"status is {_shown(status)}; a table that can be used says 'completed', so wait for its writer"
+        )
     if "server_count" in table and _number(table, "server_count", "the table") != len(entries):
         raise UserError(f"server_count is {table['server_count']}, but server_list has {len(entries)} entries")
     servers = tuple(_server(entry, f"server_list[{index}]", len(entries)) for index, entry in enumerate(entries))
@@ -102,6 +123,30 @@ def _parse(table: Any) -> RankTable:
     _check_ranks(servers)
     other = _other(table, "server_list", "server_count", "status")
     return RankTable(tuple(sorted(servers, key=lambda server: server.cards[0].rank)), other)
+
+
+def _as_template_1(table: dict[str, Any]) -> dict[str, Any]:
+    """A table in groups of instances, each some cards of one server, as a table of servers.
+
+    Ranks count on in the order of the instances where these do not say their own.
+    """
+    servers: dict[Any, dict[str, Any]] = {}
+    rank = 0
+    for number, group in enumerate(_list(table, "group_list", "the table")):
+        where = f"group_list[{number}]"
+        for place, instance in enumerate(_list(group, "instance_list", where)):
+            here = f"{where}.instance_list[{place}]"
+            name, devices = instance.get("server_id") if isinstance(instance, dict) else None, []
+            for device in _list(instance, "devices", here):
+                if not isinstance(device, dict):
+                    raise UserError(f"{here}: devices must be objects with device_id and device_ip")
+                own = {"rank_id": instance["rank_id"]} if "rank_id" in instance else {}
+                devices.append({"rank_id": rank, **own, **device})
+                rank += 1
+            if not isinstance(name, str):
+                raise UserError(f"{here}: server_id is {_shown(name)}; must be the server's address or name")
+            servers.setdefault(name, {"server_id": name, "device": []})["device"] += devices
+    return {**_other(table, "group_list", "group_count"), "server_list": list(servers.values())}
 
 
 def _server(entry: Any, where: str, servers: int) -> Server:
@@ -196,7 +241,7 @@ def find_server(table: RankTable, server_id: str = "") -> Server:
         if not found:
             raise UserError(f"the rank table has no server {server_id} (SERVER_ID); it has {names}")
         return found[0]
-    found = [server for server in table.servers if is_own(server.server_id) or is_own(server.host_ip)]
+    found = [server for server in table.servers if any(map(is_own, server.addresses))]
     if not found and len(table.servers) == 1 and not _is_address(names):
         found = list(table.servers)
     if len(found) != 1:
@@ -211,10 +256,8 @@ def _is_address(text: str) -> bool:
     return False
 
 
-def is_own(address: Optional[str]) -> bool:
+def is_own(address: str) -> bool:
     """Whether an address is one of this machine's: only then can a socket be bound to it."""
-    if not address or not _is_address(address):
-        return False
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.bind((address, 0))
@@ -274,8 +317,11 @@ def _ask_hccn_tool(device_id: int) -> str:
 def mixed_groups(cards: Sequence[int]) -> str:
     """What is wrong with a choice of cards on an Ascend 910 server, where 0 to 3 and 4 to 7 are rings; '': nothing.
 
-    HCCL there takes 1, 2 or 4 cards of one ring or all eight; hccl_tools refuses other ranges. A 910B has no such rule.
+    HCCL there takes 1, 2 or 4 cards of one ring or all eight; hccl_tools refuses other ranges. A 910B has no such rule,
+    and a server with cards from 8 on is none of these.
     """
+    if any(card >= 8 for card in cards):
+        return ""
     if len(cards) == 8 or not (any(card < 4 for card in cards) and any(card >= 4 for card in cards)):
         return "" if len(cards) in (1, 2, 4, 8) else f"{len(cards)} cards; HCCL there takes 1, 2, 4 or 8"
     return f"cards {', '.join(map(str, cards))} lie in both groups of four, 0 to 3 and 4 to 7"

@@ -13,18 +13,23 @@ from src.args import Config
 from src.data.imagenet import TrainBatches
 from src.distributed import ascend
 from src.errors import TrainingStopped
+from src.heartbeat import beat
 from src.tools.get_misc import trim_memory
 from src.trainers.train_one_step import TrainOneStep
 
 PREFETCHED = 2  # batches that MindData keeps ready on the host; by itself it keeps 16
+# A piece may last for hours, and a rank that hangs must be known in minutes: so within a piece the device is asked
+# after so many batches or seconds, whichever comes first. A host that runs ahead of the device waits for it there.
+LOOK_BATCHES, LOOK_SECONDS = 50, 60.0
 
 
 class Feed:
     """Runs the step over the batches of one epoch after another.
 
     The host hears of training after each update, or where sink_size is set after pieces of so many steps; a piece ends
-    early where the epoch does or a checkpoint is due. On Ascend and GPU sink_size also switches data sinking on:
-    MindData copies batches to the device ahead of the step, up to 2 GB there besides PREFETCHED ones on the host.
+    early where the epoch does or a checkpoint is due. A launcher gets signs of life within pieces too. On Ascend and
+    GPU sink_size also switches data sinking on: MindData copies batches to the device ahead of the step, up to 2 GB
+    there besides PREFETCHED ones on the host.
 
     Args:
         step: takes one batch.
@@ -67,18 +72,24 @@ class Feed:
             TrainingStopped: the step did not run once a batch.
             UserError: too many of the epoch's images cannot be decoded.
         """
-        told = first_batch
-        runs = self._runs()
+        told = looked = first_batch
+        runs, since = self._runs(), time.monotonic()
         for done, loss in self._sunk(epoch, first_batch) if self.stream else self._handed_over(epoch, first_batch):
-            if self._ends(done, told):
-                ran, runs = self._runs() - runs, self._runs()
-                if ran != done - told and not ascend.dry_run():
-                    raise TrainingStopped(
-                        f"the step ran {ran} times for {done - told} batches: MindSpore {ms.__version__} feeds this "
-                        "device otherwise than it says; set sink_size to 0, or use another version"
-                    )
+            ends = self._ends(done, told)
+            if not (ends or done - looked >= LOOK_BATCHES or time.monotonic() - since >= LOOK_SECONDS):
+                continue
+            ran = self._runs() - runs
+            if ran != done - looked and not ascend.dry_run():
+                raise TrainingStopped(
+                    f"the step ran {ran} times for {done - looked} batches: MindSpore {ms.__version__} feeds this "
+                    "device otherwise than it says; set sink_size to 0, or use another version"
+                )
+            beat(10 * (time.monotonic() - since))
+            runs, looked = runs + ran, done
+            if ends:
                 told = done
                 yield done, loss
+            since = time.monotonic()
 
     def _ends(self, done: int, told: int) -> bool:
         """Whether a piece that began after batch `told` ends with batch `done`; always with an update."""

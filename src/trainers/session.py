@@ -140,7 +140,6 @@ class Session:
         if not self._told:
             self.progress.compiling()
         beat(COMPILING)
-        began = time.monotonic()
         for batches, loss in feed.epoch(cursor.epoch, cursor.done * config.accumulation_step):
             if not self._told:
                 _log.info("first step %.1f s after the start", seconds_running())
@@ -152,8 +151,6 @@ class Session:
             self.step.check_health()
             self.progress.step(cursor.done, float(loss.asnumpy()), self.step.learning_rate(), feed.wait_ms)
             within = cursor.done < self.train.updates
-            beat(10 * (time.monotonic() - began))
-            began = time.monotonic()
             self._save_where_due(bool(config.save_steps) and cursor.done % config.save_steps == 0 and within)
         self.progress.end()
         cursor.seconds = time.perf_counter() - started

@@ -244,8 +244,13 @@ def test_without_cann_or_driver_one_line_says_what_to_install(ascend: Ascend, ra
         (home / folder).mkdir(parents=True)
     (home / "latest").symlink_to(".")
     for library in Path(ascend.values["LD_LIBRARY_PATH"]).iterdir():
-        if not library.name.startswith("libascend_hal"):
+        if not library.name.startswith(("libascend_hal", "libascendcl")):
             (home / "lib64" / library.name).symlink_to(library)
+    # CANN's own libraries are linked with the driver's; MindSpore's are in some versions only.
+    driver = tmp_path / "libascend_hal.so"
+    link = ["gcc", "-shared", "-Wl,--no-as-needed", "-o"]
+    subprocess.run([*link, driver, f"-Wl,-soname,{driver.name}"], check=True)
+    subprocess.run([*link, home / "lib64/libascendcl.so", home / "lib64/libstub.so", driver], check=True)
     paths = {"LD_LIBRARY_PATH": home / "latest/lib64", "ASCEND_HOME_PATH": home, "ASCEND_OPP_PATH": home / "opp"}
     line = error_of(ascend, rank_program, **paths)
     assert "libascend_hal.so of the Ascend driver cannot be found; install driver and firmware" in line
