@@ -71,7 +71,7 @@ def join(config: Config) -> tuple[Config, Ranks]:
             f"device_num: is {config.device_num}, but {world} process(es) were started; "
             "scripts/run_distribute_train_ascend.sh starts one a card and sets it"
         )
-    if world > 1 and not os.environ.get("MS_ROLE"):
+    if world > 1 and not os.environ.get("MS_ROLE") and not ascend.dry_run():
         if not RANK_TABLE:
             raise UserError(
                 f"RANK_SIZE: is {world} in the environment, but neither a rank table nor a cluster; start all ranks "

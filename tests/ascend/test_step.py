@@ -39,11 +39,11 @@ from src.trainers.saturation import FloatStatus
 from src.trainers.train_one_step import TrainOneStep
 from tests.rank_checks import Network, filled, global_batch
 
-config, _ = join(Config(device_target="Ascend"))
+config, ranks = join(Config(device_target="Ascend"))
 rates = np.full(4, 0.1, np.float32)
 network = filled(Network(), 1)
 step = TrainOneStep(
-    NetworkWithLoss(network, SoftTargetCrossEntropy()), create_optimizer(network, config, rates), rates,
+    NetworkWithLoss(network, SoftTargetCrossEntropy()), create_optimizer(network, config, rates), rates, ranks.world,
     clip_norm=0.1, ema_decay=0.5, accumulation=2, float_status=FloatStatus(),
 ).set_train()
 step.compile(*map(ms.Tensor, global_batch(0)))
@@ -51,14 +51,16 @@ print("OUT compiled", flush=True)
 """
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_small_step_s_kernels_are_ascend_s_and_the_flag_is_cleared_first_and_read_behind_the_gradients(
-    ascend: Ascend, tmp_path
+    ascend: Ascend, tmp_path, ranks
 ):
-    log = ascend.python(SMALL, tmp_path, simulated=True, timeout=300, GLOG_v=1).stdout
+    log = ascend.python(SMALL, tmp_path, simulated=True, timeout=300, GLOG_v=1, RANK_SIZE=ranks).stdout
     assert "OUT compiled" in log, log[-3000:]
     assert "backoff CPU kernel" not in log  # what MindSpore says where an operator goes to the host
     kernels = re.findall(r"kernel opname:(\w+), kernel type:(\w+)", log)
-    assert {kind for _, kind in kernels} == {"acl_kernel", "opapi_kernel", "rt_kernel"}
+    across = {"hccl_kernel"} if ranks > 1 else set()
+    assert {kind for _, kind in kernels} == {"acl_kernel", "opapi_kernel", "rt_kernel"} | across
     names = [name for name, _ in kernels]
     assert names.index("NPUClearFloatStatusV2") < names.index("Conv2D")
     assert names.index("Conv2DBackpropFilter") < names.index("NPUGetFloatStatusV2") < names.index("SGD")
