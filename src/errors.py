@@ -6,6 +6,7 @@ EX_TEMPFAIL. 1: a run that must stop.
 
 import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, Callable
 
 from src.console import make_unbreakable
 
+# What MindSpore says where a card's memory does not suffice, by its libraries for Ascend.
+_MEMORY = re.compile(r"Out of Memory|memory (isn't|is not) enough", re.IGNORECASE)
 MESSAGE_LIMIT = 2000  # characters of a message: files hold names and values of any length
 
 
@@ -76,7 +79,8 @@ class _Lines(logging.Formatter):
 def run(main: Callable[[], None]) -> None:
     """Run an entry point; what goes wrong is one line on standard error, with the exit codes above.
 
-    An error that nobody foresaw is one line too; with DDRNET_TRACEBACK=1 in the environment its traceback follows.
+    Where a card's memory does not suffice the line says what helps. An error that nobody foresaw is one line too; with
+    DDRNET_TRACEBACK=1 in the environment its traceback follows.
     """
     make_unbreakable()
     handler = logging.StreamHandler(sys.stdout)
@@ -92,6 +96,11 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = printable(f"{type(error).__name__}: {error}", MESSAGE_LIMIT)
+        full = _MEMORY.search(str(error))
+        if full and os.environ.get("DDRNET_TRACEBACK") != "1":
+            line = next(line.strip() for line in str(error).splitlines() if full[0] in line)
+            advice = "halve it, and double accumulation_step where a training run is to stay the same"
+            _end(f"error: batch_size: the device's memory does not suffice ({printable(line)}); {advice}", 2)
         hint = "; DDRNET_TRACEBACK=1 in the environment shows the traceback"
         if os.environ.get("DDRNET_TRACEBACK") == "1":
             traceback.print_exc()

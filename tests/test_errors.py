@@ -71,3 +71,20 @@ def test_the_exit_code_tells_bad_input_from_trouble_that_may_pass(kind, code):
     program = f"from src import errors\ndef main(): raise errors.{kind.__name__}('why')\nerrors.run(main)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, "error: why\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [  # by MindSpore 2.10's own libraries
+        "Framework Error Message:\n\nOut of Memory!!! Request memory size: 9G, Memory Statistic:\nTotal: 32G",
+        "x\nDevice(id:0) memory isn't enough and alloc failed, kernel name: Conv2D-op1, alloc size: 9B.\n\nC++:",
+    ],
+)
+def test_a_card_whose_memory_does_not_suffice_asks_for_a_smaller_batch(text):
+    program = f"from src.errors import run\ndef main(): raise RuntimeError({text!r})\nrun(main)"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    [line] = run.stderr.splitlines()
+    assert line.startswith("error: batch_size: the device's memory does not suffice (")
+    assert ("Request memory size: 9G" in line) or ("alloc size: 9B" in line)
+    assert "double accumulation_step" in line

@@ -247,7 +247,8 @@ def test_without_cann_or_driver_one_line_says_what_to_install(ascend: Ascend, ra
         if not library.name.startswith(("libascend_hal", "libascendcl")):
             (home / "lib64" / library.name).symlink_to(library)
     # CANN's own libraries are linked with the driver's; MindSpore's are in some versions only.
-    driver = tmp_path / "libascend_hal.so"
+    driver = tmp_path / "driver/libascend_hal.so"
+    driver.parent.mkdir()
     link = ["gcc", "-shared", "-Wl,--no-as-needed", "-o"]
     subprocess.run([*link, driver, f"-Wl,-soname,{driver.name}"], check=True)
     subprocess.run([*link, home / "lib64/libascendcl.so", home / "lib64/libstub.so", driver], check=True)
