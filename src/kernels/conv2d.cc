@@ -219,12 +219,89 @@ struct Finish {
   const float* bias = nullptr;
   const float* shortcut = nullptr;
   bool relu = false;
+
+  // `count` sums, of the channels from `channel` on, to the numbers from `place` on.
+  void Apply(const float* sums, int64_t channel, int64_t place, int64_t count, float* out) const;
 };
+
+void Finish::Apply(const float* sums, int64_t channel, int64_t place, int64_t count, float* out) const {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Vec sum = *reinterpret_cast<const VecU*>(sums + i);
+    if (bias) sum += *reinterpret_cast<const VecU*>(bias + channel + i);
+    if (shortcut) sum += *reinterpret_cast<const VecU*>(shortcut + place + i);
+    *reinterpret_cast<VecU*>(out + place + i) = relu ? Relu(sum) : sum;
+  }
+  for (; i < count; ++i) {
+    const float sum = sums[i] + (bias ? bias[channel + i] : 0) + (shortcut ? shortcut[place + i] : 0);
+    out[place + i] = relu && sum < 0 ? 0 : sum;
+  }
+}
+
+// Copies `count` floats, a handful of vectors.
+void Copy(const float* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    *reinterpret_cast<VecU*>(to + i) = *reinterpret_cast<const VecU*>(from + i);
+  }
+  for (; i < count; ++i) to[i] = from[i];
+}
+
+// `Multiply` on tiles, of bfloat16 whose depth is a multiple of kTile. The rows of a chunk are copied into the order of
+// tiles, once for all columns.
+void MultiplyOnTiles(const Gather& gather, int64_t images, const float* in, int64_t image_in, const Panels& panels,
+                     float* out, int64_t image_out, const Finish& finish) {
+  constexpr int64_t kChunk = 4 * kTile, kPair = 2 * kTile;
+  const int64_t pixels = static_cast<int64_t>(gather.out.size()), taps = panels.taps, depth = panels.depth;
+  const int64_t rows = pixels * images, blocks = panels.blocks(), steps = taps * depth / kTile;
+  const float* zeros = Zeros(depth);
+  const int64_t chunks = DivideUp(rows, kChunk), parts = std::min(blocks, DivideUp(2 * Threads(), chunks));
+  Parallel(chunks * parts, [&](int64_t job) {
+    const int64_t first = job / parts * kChunk, count = std::min(kChunk, rows - first), part = job % parts;
+    const int64_t high = DivideUp(count, kTile);  // tiles
+    int64_t place[kChunk];
+    float* tiles = ThreadScratch(kChunk * taps * depth);
+    int64_t image = first / pixels, pixel = first % pixels;
+    for (int64_t row = 0; row < high * kTile; ++row) {  // those that fill up the last tile repeat the last real one
+      const float* base = in + image * image_in;
+      const int32_t* offset = gather.in.data() + pixel * taps;
+      float* to = tiles + row / kTile * steps * kTile * kTile + row % kTile * kTile;
+      for (int64_t t = 0; t < taps; ++t) {
+        const float* from = offset[t] < 0 ? zeros : base + offset[t];
+        for (int64_t k = 0; k < depth; k += kTile, to += kTile * kTile) Copy(from + k, kTile, to);
+      }
+      if (row < count) place[row] = image * image_out + gather.out[pixel];
+      if (row < count - 1 && ++pixel == pixels) pixel = 0, ++image;
+    }
+    const Tiles processor;
+    alignas(64) float sums[kPair * kPair];
+    for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
+      const int64_t width = panels.width(block);
+      for (int64_t tile = 0; tile < high; tile += 2) {
+        const TileFactors left{tiles + tile * steps * kTile * kTile, kTile, kTile * kTile, steps * kTile * kTile};
+        const int down = tile + 1 < high ? 2 : 1;
+        for (int64_t column = 0; column < width; column += kPair) {
+          const TileFactors right{panels[block] + column, width, kTile * width, kTile};
+          const int across = column + kTile < width ? 2 : 1;
+          processor.Product(down, across, left, right, steps, sums, kPair, false);
+          const int64_t real = std::min<int64_t>(across * kTile, panels.columns - block * kBlock - column);
+          for (int64_t row = 0; row < std::min<int64_t>(down * kTile, count - tile * kTile); ++row) {
+            const int64_t to = place[tile * kTile + row] + block * kBlock + column;
+            finish.Apply(sums + row * kPair, block * kBlock + column, to, real, out);
+          }
+        }
+      }
+    }
+  });
+}
 
 // The rows that `gather` lists for every image, times the panels: from `in` to `out`, whose pixels are
 // `panels.columns` floats.
 void Multiply(const Gather& gather, int64_t images, const float* in, int64_t image_in, const Panels& panels, float* out,
               int64_t image_out, const Finish& finish) {
+  if (panels.factors == Factors::kBfloat16 && panels.depth % kTile == 0 && HasTiles()) {
+    return MultiplyOnTiles(gather, images, in, image_in, panels, out, image_out, finish);
+  }
   const int64_t pixels = static_cast<int64_t>(gather.out.size()), taps = panels.taps;
   const int64_t rows = pixels * images, blocks = panels.blocks();
   const float* zeros = Zeros(panels.depth);
@@ -314,15 +391,6 @@ void InputGradient(Factors wanted, const Geometry& g, const float* dy, const flo
   }
 }
 
-// Copies `count` floats, a handful of vectors.
-void Copy(const float* from, int64_t count, float* to) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    *reinterpret_cast<VecU*>(to + i) = *reinterpret_cast<const VecU*>(from + i);
-  }
-  for (; i < count; ++i) to[i] = from[i];
-}
-
 // What the taps of the columns [column, column + real) read for the pixels [first, first + count), as a panel of
 // count x width, or of half as many rows of pairs, the last one filled up with zeros.
 void GatherPanel(Factors factors, const Geometry& g, const Gather& gather, const float* x, const float* zeros,
@@ -348,6 +416,37 @@ void GatherPanel(Factors factors, const Geometry& g, const Gather& gather, const
   }
 }
 
+// The same of bfloat16, `x`, whose channels are a multiple of 2 * kLanes, with zeros up to `filled` rows of pairs.
+void GatherPairs(const Geometry& g, const Gather& gather, const float* x, const float* zeros, int64_t column,
+                 int64_t real, int64_t width, int64_t first, int64_t count, int64_t filled, float* panel) {
+  const int64_t pixels = g.out_height * g.out_width, taps = g.taps(), image_in = g.height * g.width * g.in / 2;
+  int64_t image = first / pixels, pixel = first % pixels;
+  for (int64_t p = 0; p < count; p += 2) {
+    const float* base[2];
+    const int32_t* offsets[2];
+    for (int i = 0; i < 2; ++i) {
+      base[i] = x + image * image_in;
+      offsets[i] = p + i < count ? gather.in.data() + pixel * taps : nullptr;
+      if (++pixel == pixels) pixel = 0, ++image;
+    }
+    float* row = panel + p / 2 * width;
+    int64_t tap = column / g.in, channel = column % g.in;
+    for (int64_t done = 0; done < real; ++tap, channel = 0) {
+      const float* from[2];
+      for (int i = 0; i < 2; ++i) {
+        from[i] = offsets[i] && offsets[i][tap] >= 0 ? base[i] + offsets[i][tap] / 2 + channel / 2 : zeros;
+      }
+      const int64_t run = std::min(g.in - channel, real - done);
+      for (int64_t k = 0; k < run; k += 2 * kLanes) {
+        Interleave(from[0] + k / 2, from[1] + k / 2, row + done + k);
+      }
+      done += run;
+    }
+  }
+  const int64_t there = DivideUp(count, 2);
+  std::fill_n(panel + there * width, (filled - there) * width, 0.0f);
+}
+
 // The same where the columns are kBlock channels of one tap: where they lie for each pixel.
 void GatherPlaces(const Geometry& g, const Gather& gather, const float* x, const float* zeros, int64_t column,
                   int64_t first, int64_t count, const float** places) {
@@ -370,6 +469,9 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
   constexpr int64_t kStride = kChunk + kLanes;  // no power of two, so that rows do not compete for one cache set
   const Factors factors = kHasBfloat16 ? wanted : Factors::kFloat32;
   const bool pairs = factors == Factors::kBfloat16;
+  const bool narrow = pairs && g.in % (2 * kLanes) == 0;  // x once, and not tap by tap
+  const bool on_tiles = narrow && g.out % kTile == 0 && HasTiles();
+  if (narrow) x = Narrowed(x, g.images * g.height * g.width * g.in);
   const Gather& gather = Cached(g, true)[0];
   const int64_t rows = g.out_height * g.out_width * g.images, taps = g.taps(), columns = taps * g.in;
   const int64_t blocks = DivideUp(columns, kBlock), size = g.out * columns;
@@ -388,7 +490,7 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
       const int64_t c = job / (kChunk / kSlice), slice = job % (kChunk / kSlice) * kSlice;
       const int64_t first = begin + c * kChunk, count = std::min(kChunk, end - first);
       for (int64_t o = 0; o < g.out; o += kLanes) {
-        for (int64_t p = slice; p < std::min(slice + kSlice, count); p += kLanes) {
+        for (int64_t p = slice; p < std::min(slice + kSlice, DivideUp(count, 2 * kTile) * 2 * kTile); p += kLanes) {
           Vec square[kLanes];
           for (int64_t lane = 0; lane < kLanes; ++lane) {
             square[lane] = Load(dy + (first + p + lane) * g.out + o, p + lane < count ? g.out - o : 0);
@@ -415,11 +517,26 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
       const float* places[kChunk];
       if (in_place) {
         GatherPlaces(g, gather, x, zeros, block * kBlock, first, count, places);
+      } else if (narrow) {
+        const int64_t filled = DivideUp(count, 2 * kTile) * kTile;
+        GatherPairs(g, gather, x, zeros, block * kBlock, real, width, first, count, filled, panel);
       } else {
         GatherPanel(factors, g, gather, x, zeros, block * kBlock, real, width, first, count, panel);
       }
       const float* chunk = transposed + c * g.out * kStride;
       float* product = products + c * size + block * kBlock;
+      if (on_tiles) {
+        const Tiles processor;
+        for (int64_t o = 0; o < g.out; o += 2 * kTile) {
+          const TileFactors left{chunk + o * kStride, kStride, kTile, kTile * kStride};
+          for (int64_t j = 0; j < real; j += 2 * kTile) {
+            const TileFactors right{panel + j, width, kTile * width, kTile};
+            processor.Product(o + kTile < g.out ? 2 : 1, j + kTile < real ? 2 : 1, left, right,
+                              DivideUp(count, 2 * kTile), product + o * columns + j, columns, begin > 0);
+          }
+        }
+        return;
+      }
       for (int64_t o = 0; o < g.out; o += m) {
         const float* from[kMostRows];
         float* to[kMostRows];

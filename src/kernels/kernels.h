@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <stdexcept>
@@ -99,11 +100,23 @@ inline void NarrowTo(float* to, Vec values) {  // kLanes neighbours to kLanes / 
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(values));
 }
 inline Vec AddProducts(Vec sum, Vec a, Vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+// Of two vectors of 2 * kLanes bfloat16 each, the pairs (first's, second's), in two vectors.
+inline void Interleave(const float* first, const float* second, float* to) {
+  alignas(64) static const auto index = [] {
+    std::array<uint16_t, 64> places{};
+    for (int i = 0; i < 64; ++i) places[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
+    return places;
+  }();
+  const __m512i a = _mm512_loadu_si512(first), b = _mm512_loadu_si512(second);
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, _mm512_loadu_si512(index.data()), b));
+  _mm512_storeu_si512(to + kLanes, _mm512_permutex2var_epi16(a, _mm512_loadu_si512(index.data() + 32), b));
+}
 #else
 constexpr bool kHasBfloat16 = false;
 inline Vec Narrow(Vec, Vec) { return Vec{}; }
 inline void NarrowTo(float*, Vec) {}
 inline Vec AddProducts(Vec sum, Vec, Vec) { return sum; }
+inline void Interleave(const float*, const float*, float*) {}
 #endif
 
 // What a tile begins with, and what happens to it in the end.
@@ -127,6 +140,31 @@ void Tile(Factors factors, int vectors, const float* const* rows, int64_t taps, 
 // The same in float32 and of one tap, with the row of the panel for each k where columns[k] says; kMostVectors wide.
 void IndirectTile(const float* const* rows, int64_t depth, const float* const* columns, float* const* out,
                   const Frame& frame);
+
+// Products of bfloat16 on the tiles of Intel's AMX, where the processor has them and the system grants them.
+constexpr int kTile = 16;  // rows of a tile, its columns of sums, and its pairs along the sum
+bool HasTiles();
+
+// Where the factors of two tiles, side by side, lie for every step of kTile pairs along the sum; all in floats.
+struct TileFactors {
+  const float* memory;
+  int64_t stride;  // from a row of a tile to the next one
+  int64_t step;    // from a step to the next one
+  int64_t next;    // from the first tile to the second
+};
+
+// Holds the calling thread's tiles. `Product` computes sums of down x across tiles, 1 or 2 each, whose rows are
+// `stride` floats apart: of the rows' factors (row, pair) and the columns' factors (pair, column), added to what `out`
+// holds or not.
+class Tiles {
+ public:
+  Tiles();
+  ~Tiles();
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+  void Product(int down, int across, const TileFactors& rows, const TileFactors& columns, int64_t steps, float* out,
+               int64_t stride, bool onto) const;
+};
 
 // Calls work(i) for i in [0, count) from all threads of the process; returns when all are done. Which thread takes
 // which i is open, so what a call computes must not depend on it. One operator at a time has the threads. What one of
