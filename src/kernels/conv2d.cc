@@ -466,38 +466,49 @@ void GatherPlaces(const Geometry& g, const Gather& gather, const float* x, const
 // threads.
 void WeightGradient(Factors wanted, const Geometry& g, const float* x, const float* dy, float* dweight) {
   constexpr int64_t kChunk = 32 * kLanes, kMostGroups = 16, kJobs = 64;
-  constexpr int64_t kStride = kChunk + kLanes;  // no power of two, so that rows do not compete for one cache set
   const Factors factors = kHasBfloat16 ? wanted : Factors::kFloat32;
   const bool pairs = factors == Factors::kBfloat16;
   const bool narrow = pairs && g.in % (2 * kLanes) == 0;  // x once, and not tap by tap
   const bool on_tiles = narrow && g.out % kTile == 0 && HasTiles();
+  // Tiles are so fast that the sums, which are read and written once a chunk, would take as long as the products.
+  const int64_t most = on_tiles ? std::clamp<int64_t>((1 << 18) / g.out / kChunk, 1, 8) * kChunk : kChunk;
+  const int64_t stride = (pairs ? most / 2 : most) + kLanes;  // no power of two: rows would compete for one cache set
   if (narrow) x = Narrowed(x, g.images * g.height * g.width * g.in);
   const Gather& gather = Cached(g, true)[0];
   const int64_t rows = g.out_height * g.out_width * g.images, taps = g.taps(), columns = taps * g.in;
   const int64_t blocks = DivideUp(columns, kBlock), size = g.out * columns;
-  const int64_t groups = std::clamp<int64_t>(std::min(kJobs / blocks, rows / kChunk), 1, kMostGroups);
+  const int64_t groups = std::clamp<int64_t>(std::min(kJobs / blocks, rows / most), 1, kMostGroups);
   // With few channels, copying what the taps read would take long beside the product, and it lies close together.
   const bool in_place = !pairs && g.in % kBlock == 0 && g.in <= 2 * kBlock;
-  const int64_t meeting = kChunk * groups;  // pixels between two meetings of the threads
-  const float* zeros = Zeros(std::max(g.in, kChunk));
-  float* transposed = Scratch(kTransposed, g.out * groups * kStride);
+  const int64_t meeting = most * groups;  // pixels between two meetings of the threads
+  const float* zeros = Zeros(std::max(g.in, most));
+  float* transposed = Scratch(kTransposed, g.out * groups * stride);
   float* products = Scratch(kProduct, groups * size);
 
   for (int64_t begin = 0; begin < rows; begin += meeting) {
-    const int64_t end = std::min(begin + meeting, rows), chunks = DivideUp(end - begin, kChunk);
+    const int64_t end = std::min(begin + meeting, rows), chunks = DivideUp(end - begin, most);
     constexpr int64_t kSlice = 8 * kLanes;
-    Parallel(chunks * (kChunk / kSlice), [&](int64_t job) {  // dy of these pixels as [chunk][out][pixel]
-      const int64_t c = job / (kChunk / kSlice), slice = job % (kChunk / kSlice) * kSlice;
-      const int64_t first = begin + c * kChunk, count = std::min(kChunk, end - first);
-      for (int64_t o = 0; o < g.out; o += kLanes) {
-        for (int64_t p = slice; p < std::min(slice + kSlice, DivideUp(count, 2 * kTile) * 2 * kTile); p += kLanes) {
+    Parallel(chunks * (most / kSlice), [&](int64_t job) {  // dy of these pixels as [chunk][out][pixel]
+      const int64_t c = job / (most / kSlice), slice = job % (most / kSlice) * kSlice;
+      const int64_t first = begin + c * most, count = std::min(most, end - first);
+      const int64_t last = std::min(slice + kSlice, DivideUp(count, 2 * kTile) * 2 * kTile);
+      for (int64_t p = slice; p < last; p += kLanes) {
+        for (int64_t o = 0; o < g.out; o += kLanes) {
           Vec square[kLanes];
-          for (int64_t lane = 0; lane < kLanes; ++lane) {
-            square[lane] = Load(dy + (first + p + lane) * g.out + o, p + lane < count ? g.out - o : 0);
+          const float* corner = dy + (first + p) * g.out + o;
+          if (p + kLanes <= count && o + kLanes <= g.out) {
+#pragma GCC unroll 16
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+              square[lane] = *reinterpret_cast<const VecU*>(corner + lane * g.out);
+            }
+          } else {
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+              square[lane] = Load(corner + lane * g.out, p + lane < count ? g.out - o : 0);
+            }
           }
           Transpose(square);
           for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, g.out - o); ++lane) {
-            float* to = transposed + (c * g.out + o + lane) * kStride;
+            float* to = transposed + (c * g.out + o + lane) * stride;
             if (pairs) {
               NarrowTo(to + p / 2, square[lane]);
             } else {
@@ -511,8 +522,8 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
       const int64_t block = job % blocks, c = job / blocks;  // chunk c is group c's
       const int vectors = VectorsOf(columns, block), m = RowsOf(vectors);
       const int64_t width = vectors * kLanes, real = std::min<int64_t>(kBlock, columns - block * kBlock);
-      const int64_t first = begin + c * kChunk, count = std::min(kChunk, end - first);
-      float* panel = ThreadScratch(kChunk * kBlock);
+      const int64_t first = begin + c * most, count = std::min(most, end - first);
+      float* panel = ThreadScratch(most * kBlock);
       float spare[kMostRows * kBlock] = {};
       const float* places[kChunk];
       if (in_place) {
@@ -523,12 +534,12 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
       } else {
         GatherPanel(factors, g, gather, x, zeros, block * kBlock, real, width, first, count, panel);
       }
-      const float* chunk = transposed + c * g.out * kStride;
+      const float* chunk = transposed + c * g.out * stride;
       float* product = products + c * size + block * kBlock;
       if (on_tiles) {
         const Tiles processor;
         for (int64_t o = 0; o < g.out; o += 2 * kTile) {
-          const TileFactors left{chunk + o * kStride, kStride, kTile, kTile * kStride};
+          const TileFactors left{chunk + o * stride, stride, kTile, kTile * stride};
           for (int64_t j = 0; j < real; j += 2 * kTile) {
             const TileFactors right{panel + j, width, kTile * width, kTile};
             processor.Product(o + kTile < g.out ? 2 : 1, j + kTile < real ? 2 : 1, left, right,
@@ -542,7 +553,7 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
         float* to[kMostRows];
         for (int i = 0; i < m; ++i) {
           const bool inside = o + i < g.out;
-          from[i] = inside ? chunk + (o + i) * kStride : zeros;
+          from[i] = inside ? chunk + (o + i) * stride : zeros;
           to[i] = inside && real == width ? product + (o + i) * columns : spare + i * kBlock;
           if (inside && real != width) std::copy_n(product + (o + i) * columns, real, to[i]);
         }

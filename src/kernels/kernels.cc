@@ -161,8 +161,12 @@ class Pool {
     }
     wake_.notify_all();
     Take(work, count);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      work_ = nullptr;
+    }
+    for (int i = 0; i < kLooks && active_.load(std::memory_order_relaxed) != 0; ++i) Pause();
     std::unique_lock<std::mutex> lock(mutex_);
-    work_ = nullptr;
     done_.wait(lock, [this] { return active_ == 0; });
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
@@ -182,8 +186,7 @@ class Pool {
     DropDenormals();
     int64_t seen = 0;
     while (true) {
-      // The next operator is often a few microseconds away: cheaper to look than to sleep and be woken.
-      for (int i = 0; i < 2000 && generation_.load(std::memory_order_relaxed) == seen; ++i) Pause();
+      for (int i = 0; i < kLooks && generation_.load(std::memory_order_relaxed) == seen; ++i) Pause();
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [&] { return work_ != nullptr && generation_ != seen; });
       seen = generation_;
@@ -203,7 +206,12 @@ class Pool {
 #endif
   }
 
-  int size_, active_ = 0;
+  // What is waited for, the next operator or the last job of this one, is often a few microseconds away: cheaper to
+  // look than to sleep and be woken.
+  static constexpr int kLooks = 2000;
+
+  int size_;
+  std::atomic<int> active_{0};
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   std::exception_ptr error_;
