@@ -404,9 +404,13 @@ void GatherPanel(Factors factors, const Geometry& g, const Gather& gather, const
     const float* base = x + image * image_in;
     const int32_t* offsets = gather.in.data() + pixel * taps;
     int64_t tap = column / g.in, channel = column % g.in;
-    for (int64_t done = 0; done < real; ++tap, channel = 0) {
-      const int64_t run = std::min(g.in - channel, real - done);
-      Copy((offsets[tap] < 0 ? zeros : base + offsets[tap]) + channel, run, row + done);
+    for (int64_t done = 0; done < real; channel = 0) {
+      const int32_t offset = offsets[tap];
+      int64_t run = g.in - channel;
+      // Taps side by side read numbers side by side: of three channels, one run and not three.
+      for (++tap; offset >= 0 && run < real - done && offsets[tap] == offset + channel + run; ++tap) run += g.in;
+      run = std::min(run, real - done);
+      Copy((offset < 0 ? zeros : base + offset) + channel, run, row + done);
       done += run;
     }
     for (int64_t j = real; j < width; ++j) row[j] = 0;

@@ -176,6 +176,16 @@ def _zeros(*inputs: Tensor) -> tuple:
 
 
 @functools.cache
+def channels_last() -> Operator:
+    """Images (N, C, H, W) to (N, H, W, C)."""
+
+    def gradient(x: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        return (ops.transpose(dout, (0, 3, 1, 2)),)
+
+    return Operator("channels_last", lambda x: [x[0], *x[2:], x[1]], bprop=gradient)
+
+
+@functools.cache
 def upsample(half_pixel_centers: bool) -> Operator:
     """Bilinear upsampling without aligned corners: x (N, h, w, C), like (N, H, W, C) to (N, H, W, C)."""
     suffix = "_half_pixel" if half_pixel_centers else ""

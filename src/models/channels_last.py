@@ -127,7 +127,7 @@ class ChannelsLast(Layers):
     @staticmethod
     def enter(images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to (N, H, W, 3)."""
-        return ops.transpose(images, (0, 2, 3, 1))
+        return operators.channels_last()(images)
 
     @staticmethod
     def call(cell: nn.Cell, x: Tensor) -> Tensor:
