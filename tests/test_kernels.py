@@ -1,5 +1,6 @@
 """The CPU's own kernels against NumPy in float64 and against MindSpore's operators."""
 
+import ctypes
 import os
 import platform
 import shutil
@@ -63,6 +64,9 @@ SHAPES = [  # (N, H, W, C), output channels, kernel, stride, same
     ((1, 2, 3, 8), 1, 3, 2, False),
     ((2, 9, 12, 34), 20, 5, 1, False),
     ((1, 11, 8, 3), 18, 7, 2, True),
+    ((3, 9, 7, 96), 48, 3, 1, False),
+    ((5, 15, 15, 32), 512, 3, 1, False),  # more pixels than the weights' gradient takes at once
+    ((2, 15, 14, 64), 80, 3, 2, False),
 ]
 
 
@@ -72,10 +76,29 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
-needs_bfloat16 = pytest.mark.skipif(not build.has_bfloat16(), reason="the processor has no bfloat16")
+def use_tiles(use: bool) -> bool:
+    """Let products of bfloat16 use the processor's tiles or not; whether they do."""
+    return bool(ctypes.CDLL(str(build.library())).ddrnet_use_tiles(use))
 
 
-@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
+@pytest.fixture
+def bfloat16(request):
+    """Whether the operators multiply in bfloat16: not, by vectors, or on tiles."""
+    if request.param == "":
+        yield False
+        return
+    if not ctypes.CDLL(str(build.library())).ddrnet_has_bfloat16():
+        pytest.skip("the processor has no bfloat16")
+    if use_tiles(request.param == "tiles") != (request.param == "tiles"):
+        pytest.skip("the processor has no tiles")
+    yield True
+    use_tiles(True)
+
+
+in_each_precision = pytest.mark.parametrize("bfloat16", ["", "vectors", "tiles"], indirect=True)
+
+
+@in_each_precision
 @pytest.mark.parametrize(("shape", "out", "kernel", "stride", "same"), SHAPES)
 def test_a_convolution_and_its_gradients_equal_the_sums_that_define_them(shape, out, kernel, stride, same, bfloat16):
     """In bfloat16 they are the exact sums of rounded factors; an odd number of channels is multiplied in float32."""
@@ -115,10 +138,10 @@ def test_a_convolution_and_its_gradients_equal_the_sums_that_define_them(shape, 
     assert max(map(relative, got, exact)) < 3e-6
 
 
-@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
+@in_each_precision
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("adds", [False, True])
-@pytest.mark.parametrize(("shape", "out", "kernel", "stride", "same"), SHAPES[::3])
+@pytest.mark.parametrize(("shape", "out", "kernel", "stride", "same"), [*SHAPES[::3], SHAPES[-1]])
 def test_a_convolution_finishes_with_bias_shortcut_and_relu(shape, out, kernel, stride, same, adds, relu, bfloat16):
     x, weight, bias = Tensor(noise(*shape)), Tensor(noise(out, shape[3], kernel, kernel)), Tensor(noise(out))
     want = operators.convolution(stride, same, True, bfloat16)(x, weight, bias).asnumpy()
@@ -132,6 +155,16 @@ def test_a_convolution_finishes_with_bias_shortcut_and_relu(shape, out, kernel, 
     finished = operators.packed_convolution(stride, same, relu)
     got = finished(x, packed, bias, *[Tensor(shortcut)] * adds).asnumpy()
     np.testing.assert_allclose(got, want, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_images_become_channels_last(channels):
+    images = noise(3, channels, 67, 65)
+    got = operators.channels_last()(Tensor(images)).asnumpy()
+    np.testing.assert_array_equal(got, images.transpose(0, 2, 3, 1))
+    dy = noise(*got.shape)
+    gradient = ops.grad(lambda x: (operators.channels_last()(x) * Tensor(dy)).sum())(Tensor(images)).asnumpy()
+    np.testing.assert_array_equal(gradient, dy.transpose(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("relu", [False, True])
