@@ -84,8 +84,8 @@ Tiles::~Tiles() { _tile_release(); }
 
 void Tiles::Product(int down, int across, const TileFactors& rows, const TileFactors& columns, int64_t steps,
                     float* out, int64_t stride, bool onto) const {
-  const auto product = down > 1 ? (across > 1 ? ProductOf<2, 2> : ProductOf<2, 1>)
-                                : (across > 1 ? ProductOf<1, 2> : ProductOf<1, 1>);
+  const auto product =
+      down > 1 ? (across > 1 ? ProductOf<2, 2> : ProductOf<2, 1>) : (across > 1 ? ProductOf<1, 2> : ProductOf<1, 1>);
   product(rows, columns, steps, out, stride, onto);
 }
 

@@ -93,7 +93,7 @@ def library() -> Optional[Path]:
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether the compiled kernels multiply in bfloat16: where the processor has AVX-512's BF16 instructions."""
+    """Whether the compiled kernels multiply faster in bfloat16: by AMX, or by AVX-512's BF16 instructions on AMD's."""
     path = library()
     return path is not None and bool(ctypes.CDLL(str(path)).ddrnet_has_bfloat16())
 

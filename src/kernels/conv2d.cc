@@ -647,5 +647,11 @@ DDRNET_CONVOLUTIONS(2_same, 2, true)
 DDRNET_OPERATOR(conv2d_pack, ddrnet::PackOperator)
 DDRNET_OPERATOR(conv2d_pack_bfloat16, ddrnet::PackOperator)
 
-extern "C" int ddrnet_has_bfloat16() { return ddrnet::kHasBfloat16; }
+// Whether bfloat16 is there and worth it: by AVX-512 alone Intel's processors multiply it no faster than float32.
+extern "C" int ddrnet_has_bfloat16() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_is("intel") && !ddrnet::HasTiles()) return 0;
+#endif
+  return ddrnet::kHasBfloat16;
+}
 extern "C" int ddrnet_block() { return ddrnet::kBlock; }
