@@ -182,6 +182,30 @@ def test_a_folder_that_cannot_be_written_is_named(job, tmp_path):
     assert "cannot be written (Permission denied); start from a folder that can be" in line
 
 
+@pytest.mark.parametrize("name", ["log.txt", "scheduler.txt", "heartbeat"])
+def test_a_pipe_in_a_file_s_place_is_refused_at_once(job, tmp_path, name):
+    (tmp_path / "train_parallel0").mkdir()
+    os.mkfifo(tmp_path / "train_parallel0" / name)
+    assert f"train_parallel0/{name}: cannot be written (No such device" in refused(finished(job("beats"), tmp_path))
+
+
+def test_links_that_lead_to_themselves_are_named(job, tmp_path):
+    (tmp_path / "train_parallel0").symlink_to("train_parallel0")
+    assert "train_parallel0: cannot be written (File exists)" in refused(finished(job("beats"), tmp_path))
+    (tmp_path / "train_parallel0").unlink()
+    (tmp_path / "train_parallel.txt").symlink_to("train_parallel.txt")
+    run = finished(job("beats", 1, "--detach"), tmp_path)
+    assert (run.returncode, "train_parallel.txt: cannot be written (Too many levels" in run.stdout) == (2, True)
+
+
+def test_a_log_without_an_end_is_not_followed(job, tmp_path):
+    (tmp_path / "train_parallel0").mkdir()
+    (tmp_path / "train_parallel0/log.txt").symlink_to("/dev/zero")
+    run = finished(job("code", 7), tmp_path)
+    assert run.returncode == 7
+    assert len(run.stdout) < 1000
+
+
 def test_a_program_that_is_not_there_is_named(tmp_path):
     command = [sys.executable, "-m", "src.launcher.supervisor", "--workers", 1, "--", tmp_path / "nothing"]
     run = finished(command, tmp_path)

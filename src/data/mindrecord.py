@@ -7,6 +7,7 @@ bytes are packed as they are and the batches are the folder's, bit for bit.
 """
 
 import io
+import os
 import sqlite3
 import tempfile
 import zlib
@@ -157,7 +158,7 @@ def main() -> None:
         raise UserError(f"data_url: {root}: has neither train/ nor val/")
     if rest.short_side < 0:
         raise UserError(f"--short_side {rest.short_side}: must be at least 0")
-    if Path(rest.out).resolve() == root.resolve():
+    if os.path.realpath(rest.out) == os.path.realpath(root):
         raise UserError(f"--out {rest.out}: is the data set itself; name another folder")
     if "train" in splits:
         classes = list_classes(str(root / "train"))

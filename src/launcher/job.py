@@ -84,7 +84,7 @@ class Job:
 
     def rank_folder(self, rank: Rank) -> Path:
         """Where a rank runs."""
-        return Path(f"{self.folder}{rank.rank}").resolve()
+        return Path(f"{self.folder}{rank.rank}").absolute()
 
     def heartbeat_file(self, rank: Rank) -> Path:
         """What a rank writes to as a sign of life."""

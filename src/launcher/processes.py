@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 from src.errors import TemporaryFailure, UserError
+from src.files import is_regular
 from src.launcher import guard
 from src.launcher.guard import signal_group
 
@@ -207,7 +208,7 @@ class Child:
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, self.log.stat().st_size - 65536))
-                lines = file.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
+                lines = file.read(65536).decode("utf-8", "replace").splitlines()[-LOG_LINES:]
         except OSError as error:
             return f"  (cannot be read: {error.strerror})"
         return "\n".join(f"  {line}" for line in lines)
@@ -276,7 +277,7 @@ class Follower:
         self._file = path.open("rb")
         self._file.seek(0, os.SEEK_END)
         self._rest = b""
-        self._output: Optional[int] = 1
+        self._output: Optional[int] = 1 if is_regular(path) else None  # a device may have no end
 
     def copy(self) -> bool:
         """Copy what can be copied now; whether something was."""

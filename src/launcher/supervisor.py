@@ -358,7 +358,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     logs = ", ".join(f"{job.folder}{rank.rank}/log.txt" for rank in job.ranks[:2]) + (", ..." * (len(job.ranks) > 2))
     say(f"{len(job.ranks)} of {job.world} ranks here; logs: {logs}")
     if options.detach:
-        log = Path(f"{job.folder}.txt").resolve()
+        log = Path(f"{job.folder}.txt").absolute()
         pid = detach(log)
         if pid:
             say(f"in the background, process {pid}, log {log}; to stop it and save: kill {pid}")
