@@ -92,17 +92,26 @@ class Soak:
 
     def __init__(self, root: Path, ranks: int, kills: int, rng: random.Random) -> None:
         self.root, self.ranks, self.kills, self.rng = root, ranks, kills, rng
-        data = write_digits(root / "digits")
+        data = write_digits(root / "digits") if not (root / "digits").exists() else root / "digits"
         self.flags = ["--ddr_config", str(TINY), "--data_url", str(data), "--save_steps", "1", "--epochs", "3"]
         self.flags += ["--batch_size", str(16 // ranks)]
         self.counts: Counter = Counter()
         self.moments: Counter = Counter()
-        for name in ("first", "alone"):  # the second finds the compiled step, as the killed ones will
-            began = time.monotonic()
-            if self.started(root / name, root / "cache").wait() != 0:
-                sys.exit(log_of(root / name))
-            self.whole = time.monotonic() - began
-        self.want = outcome(root / "alone")
+        self.want, self.whole = self.left_alone()
+
+    def left_alone(self) -> tuple[dict, float]:
+        """What a run ends with that nobody kills, and its seconds; made once a folder."""
+        kept = self.root / "alone.json"
+        for name in () if kept.exists() else ("first", "alone"):  # the second finds the compiled step
+            folder, began = self.root / name, time.monotonic()
+            shutil.rmtree(folder, ignore_errors=True)
+            if self.started(folder, self.root / "cache").wait() != 0:
+                sys.exit(log_of(folder))
+            kept.with_suffix(".part").write_text(json.dumps([outcome(folder), time.monotonic() - began]))
+        if not kept.exists():
+            kept.with_suffix(".part").replace(kept)
+        want, seconds = json.loads(kept.read_text())
+        return want, seconds
 
     def started(self, folder: Path, cache: Path, *more: str) -> subprocess.Popen:
         """A run in a folder; with several ranks their launcher, which starts them again once."""
@@ -124,7 +133,7 @@ class Soak:
         number = 0
         while self.counts["kills"] < self.kills:
             number += 1
-            folder = self.root / f"run{number}"
+            folder = self.root / f"run{os.getpid()}_{number}"
             while self.start_and_kill(folder) != 0:
                 pass
             self.counts["ended"] += 1
@@ -265,10 +274,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="other seeds draw other moments")
-    parser.add_argument("--folder", help="where runs are kept that differ; a temporary one otherwise")
+    parser.add_argument("--folder", help="keeps the run left alone for the next piece, and runs that differ from it")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        soak = Soak(Path(name), arguments.ranks, arguments.kills, random.Random(arguments.seed))
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(arguments.folder or name).resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        soak = Soak(root, arguments.ranks, arguments.kills, random.Random(arguments.seed))
         soak.run()
     result = {"benchmark": "soak", "ranks": arguments.ranks, "losses": 0, **soak.counts, "moments": soak.moments}
     print(json.dumps(result))

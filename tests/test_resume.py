@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -295,12 +296,18 @@ def test_a_disk_that_fills_up_stops_the_run_which_goes_on_when_there_is_room(fla
     done = run_program("train.py", *flags, cwd=small_disk)
     assert done.returncode == 75
     assert "cannot be written (No space left on device)" in done.stderr
+    files = [path.stat().st_size for path in (alone / "ckpt_0").iterdir() if path.suffix in (".ckpt", ".state")]
+    pair = sum(newest(alone).with_suffix(suffix).stat().st_size for suffix in (".ckpt", ".state"))
+    assert len(files) == 3 * 2 + 2  # and a fourth pair is whole before the oldest goes
+    said = re.search(r"ckpt_0: 0\.1\d GB are free, and checkpoints will take (\S+) GB more; make room", done.stdout)
+    assert float(said[1]) == pytest.approx((sum(files) + pair) / 1e9, abs=0.01)
     saved, complaints = Checkpoints(small_disk / "ckpt_0", "DDRNet23Slim", 3).newest_good()
     assert (saved.path.name, complaints) == ("DDRNet23Slim-1_2.ckpt", [])
     assert not [path for path in (small_disk / "ckpt_0").iterdir() if ".tmp" in path.name]
     subprocess.run(["mount", "-o", "remount,size=600m", str(small_disk)], check=True)
     done = run_program("train.py", *flags, "--resume", "auto", cwd=small_disk)
     assert done.returncode == 0, done.stderr
+    assert "GB are free" not in done.stdout
     assert outcome(small_disk) == outcome(alone)
 
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -211,6 +212,30 @@ class Checkpoints:
         sweep(self.folder.parent, "curves", "metrics")
         for folder in (self.folder, self.folder.parent):
             try_writing(folder)
+
+    def warn_of_little_room(self, network: nn.Cell, step: TrainOneStep, saves: int) -> None:
+        """Warn where the disk has less room than `saves` checkpoints to come, the best and the last will take.
+
+        What the run has saved before counts as room; the oldest goes only when the next is whole.
+        """
+        if not self.writes:
+            return
+        weights = sum(parameter.nbytes for parameter in network.get_parameters())
+        both = weights + sum(parameter.nbytes for parameter in step.state().values())
+        needed = (min(saves, self.keep) + 1) * both + 2 * weights
+        held = sum(path.stat().st_size for path in [*self._weights(), *self._files(".state")] if is_regular(path))
+        try:
+            disk = os.statvfs(self.folder)
+        except OSError:  # a file system that does not tell
+            return
+        free = disk.f_bavail * disk.f_frsize
+        if free < needed - held:
+            _log.warning(
+                "%s: %.2f GB are free, and checkpoints will take %.2f GB more; make room, or lower keep_checkpoint_max",
+                self.folder,
+                free / 1e9,
+                (needed - held) / 1e9,
+            )
 
     @property
     def best_path(self) -> Path:

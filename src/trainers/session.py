@@ -120,6 +120,9 @@ class Session:
         if self.ranks.is_first:
             command = " ".join(map(shlex.quote, sys.argv))
             write_run(self.checkpoints.folder, self.config, self.train.classes, f"python {command}")
+        saves = 1 + (self.train.updates // self.config.save_steps if self.config.save_steps else 0)
+        saves *= max(0, self.config.epochs - self.cursor.epoch + 1)
+        self.checkpoints.warn_of_little_room(self.network, self.step, saves)
         self.stop.arm()
 
     def epochs(self) -> Iterator[int]:
