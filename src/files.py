@@ -79,7 +79,7 @@ def try_writing(folder: Union[str, Path]) -> None:
 
 def sweep(folder: Union[str, Path], *stems: str) -> None:
     """Remove what killed processes have left of files that they were writing to a folder by `atomic_write`."""
-    pattern = re.compile(rf"\.(trial\.\d+|({'|'.join(stems)})\.\d+\.tmp.*)")
+    pattern = re.compile(rf"\.(trial\.\d+|(\.trial|{'|'.join(stems)})\.\d+\.tmp.*)")
     with suppress(OSError):
         for path in Path(folder).iterdir():
             if pattern.fullmatch(path.name) and is_regular(path):
@@ -135,9 +135,12 @@ def claim(path: Path) -> Optional[IO]:
 
 
 def write_text(path: Union[str, Path], text: str) -> None:
-    """Replace the file at `path` by `text`, atomically."""
+    """Replace the file at `path` by `text`, atomically.
+
+    What UTF-8 lacks, as in a folder's name of other bytes, stands as its escape, which JSON reads back: caf\\udce9.
+    """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_bytes(path: Union[str, Path], limit: int, place: str = "", hint: str = "") -> bytes:

@@ -9,7 +9,17 @@ import sys
 import pytest
 
 from src.errors import UserError
-from src.files import atomic_write, claim, open_to_write, read_bytes, read_json, read_text, write_text
+from src.files import (
+    atomic_write,
+    claim,
+    open_to_write,
+    read_bytes,
+    read_json,
+    read_text,
+    sweep,
+    try_writing,
+    write_text,
+)
 from tests.conftest import ROOT
 
 
@@ -49,6 +59,22 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_the_old_file_stays(tmp_
     assert done.stdout.strip() == f"{path}: cannot be written (File too large)"
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_killed_writers_leave_is_swept_and_nothing_else(tmp_path):
+    """Each is killed in the middle, by the name that it writes to at that moment."""
+    code = (
+        "import os, sys; from pathlib import Path; from src import files\n"
+        "files.sync = lambda path: os._exit(0)\n"
+        "files.write_text(Path(sys.argv[1], sys.argv[2]), 'x') if sys.argv[2] else files.try_writing(sys.argv[1])"
+    )
+    for name in ("", "metrics.jsonl", "mine.txt"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), name], cwd=ROOT, check=True)
+    assert len(list(tmp_path.iterdir())) == 3
+    sweep(tmp_path, "curves", "metrics")
+    assert [path.name.startswith(".mine.") for path in tmp_path.iterdir()] == [True]
+    try_writing(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):

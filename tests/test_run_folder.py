@@ -10,8 +10,10 @@ import yaml
 from PIL import Image
 
 from src.args import Config, parse_args
+from src.data.names import classes_beside
 from src.data.settle import measure_colours, settle
 from src.errors import UserError
+from src.run_folder import write_run
 from tests.conftest import TINY, run_program
 
 
@@ -37,6 +39,19 @@ def test_the_configuration_and_the_class_names_lie_beside_the_weights(run):
     assert set(values) == set(Config.model_fields)
     assert (values["num_classes"], values["image_size"], values["crop_mode"]) == (10, 32, "center")
     assert json.loads((run / "ckpt_0/classes.json").read_text()) == list("0123456789")
+
+
+def test_names_and_commands_of_any_bytes_are_written_and_read_again(tmp_path):
+    """Folders are named in any encoding, and an argument may hold a newline or an escape, which YAML refuses."""
+    classes, config = ["caf\udce9", "a\nb", "红熊猫"], Config(data_url="photos \udce9", set="a\nb")
+    write_run(tmp_path, config, classes, "python train.py --set 'a\nb\x1b' --data_url 'photos \udce9' " + "x" * 99_999)
+    weights = str(tmp_path / "DDRNet23.ckpt")
+    assert classes_beside(weights) == classes
+    assert parse_args(["--pretrained", weights], beside_weights=True)[0] == config.model_copy(
+        update={"pretrained": weights}
+    )
+    command = (tmp_path / "config.yaml").read_text().splitlines()[1]
+    assert command.startswith(r"# python train.py --set 'a\nb\x1b' --data_url 'photos \udce9' x")
 
 
 def test_eval_and_export_need_nothing_but_the_weights(run, digits, tmp_path):
