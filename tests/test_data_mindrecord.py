@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import create_dataset, mindrecord
+from src.data import create_dataset, image_files, mindrecord
 from src.data.imagenet import class_names
 from src.data.listing import list_folder
 from src.data.packed import PackedSamples
@@ -196,6 +196,16 @@ def test_shards_that_cannot_be_written_are_an_error_before_the_first_image_is_re
     for root in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/shards")):
         with pytest.raises(UserError, match=f"--out {root}: cannot be written"):
             mindrecord.pack(samples, root, "val")
+
+
+def test_a_file_that_cannot_be_packed_is_an_error_that_says_why(tmp_path, monkeypatch):
+    samples = list_folder(str(make_folder(tmp_path / "folder") / "val"))
+    monkeypatch.setattr(image_files, "MAX_BYTES", 10)
+    with pytest.raises(UserError, match=r"class_0/.*: it has \d+ bytes; at most 10 are read; mend or remove it"):
+        mindrecord.pack(samples, tmp_path / "large", "val")
+    Path(samples.path(0)).unlink()
+    with pytest.raises(UserError, match=r"class_0/.*: it cannot be read \(No such file or directory\); mend"):
+        mindrecord.pack(samples, tmp_path / "gone", "val")
 
 
 def test_the_command_packs_what_is_there_and_refuses_nonsense(tmp_path, monkeypatch, capsys):

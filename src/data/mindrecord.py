@@ -101,8 +101,8 @@ def _write_shard(path: Path, split: str, samples: Samples, first: int, short_sid
 def _read(samples: Samples, index: int) -> bytes:
     try:
         return samples.read(index)
-    except OSError as error:
-        raise UserError(f"data_url: {samples.path(index)}: cannot be read ({error.strerror})") from error
+    except (OSError, UndecodableImage) as error:  # that it cannot be read, and why; or that it is too large
+        raise UserError(f"data_url: {samples.path(index)}: {error}; mend or remove it") from error
 
 
 def _places(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
