@@ -1,5 +1,6 @@
 """The compiled step of an earlier start serves only where it is the right one; real runs of train.py."""
 
+import os
 import re
 from pathlib import Path
 
@@ -101,6 +102,20 @@ def test_an_entry_of_rubbish_or_a_file_in_its_place_is_made_anew(content, tmp_pa
     entry.write_text("a file")
     with CompileCache(config, Ranks()):
         assert not entry.exists()
+
+
+def test_what_dead_processes_left_is_removed_though_another_rank_removes_it_too(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o700)
+    for number in range(3):
+        (cache / f".{number}.tmp").mkdir()
+        os.utime(cache / f".{number}.tmp", (0, 0))
+    old = sorted(cache.iterdir())
+    old[1].rmdir()
+    glob = Path.glob  # sees the folder as it was before the other rank began
+    monkeypatch.setattr(Path, "glob", lambda path, what: iter(old) if path == cache else glob(path, what))
+    with CompileCache(parse_cached(cache), Ranks()):
+        assert not any(path.exists() for path in old)
 
 
 def parse_cached(folder: Path) -> Config:

@@ -66,8 +66,9 @@ class CompileCache:
                 self.making = self.entry.with_name(f".{self.entry.name}.{secrets.token_hex(8)}.tmp")
                 self.making.mkdir(mode=0o700)
                 for left in self.entry.parent.glob(".*.tmp"):  # of processes that died while they compiled
-                    if left.stat().st_mtime < time.time() - DAY:
-                        _remove(left)
+                    with suppress(FileNotFoundError):  # another rank removes it too
+                        if left.stat().st_mtime < time.time() - DAY:
+                            _remove(left)
             except OSError as error:
                 raise UserError(f"compile_cache: {self.entry.parent}: cannot be written ({error.strerror})") from error
         for folder in (self.entry.parent, self.making or self.entry):
