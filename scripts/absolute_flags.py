@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.args import parse_args
+from src.args import PATHS, parse_args
 from src.errors import run
 from src.evaluation.flags import FLAGS, IMAGES, PREDICTIONS, REPORT
 
@@ -19,7 +19,7 @@ def main() -> None:
     """Check the configuration and print the flags."""
     config, rest = parse_args(["--ddr_config", *sys.argv[1:]], extra=FLAGS)
     print("--ddr_config", Path(rest.ddr_config).resolve(), sep="\n")
-    for name in ("data_url", "train_url", "pretrained", "resume"):
+    for name in sorted(PATHS):
         value = getattr(config, name)
         if value:
             stays = "://" in value or (name == "resume" and value == "auto")

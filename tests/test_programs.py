@@ -288,6 +288,24 @@ def test_scripts_say_their_usage_and_exit_2_on_wrong_arguments(name, arguments, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_scripts_hand_on_every_path_as_the_callers(tmp_path):
+    (tmp_path / "my.yaml").write_text("data_url: data\nlisting_cache: lists\n")
+    flags = ["my.yaml", "--compile_cache", "steps", "--train_url", "obs://a/b", "--resume", "auto", "--report", "r"]
+    command = [sys.executable, str(ROOT / "scripts" / "absolute_flags.py"), *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert dict(zip(lines[::2], lines[1::2])) == {
+        "--ddr_config": f"{tmp_path}/my.yaml",
+        "--data_url": f"{tmp_path}/data",
+        "--listing_cache": f"{tmp_path}/lists",
+        "--compile_cache": f"{tmp_path}/steps",
+        "--train_url": "obs://a/b",
+        "--resume": "auto",
+        "--report": f"{tmp_path}/r",
+    }
+
+
 def test_the_standalone_script_trains_in_the_background_with_the_callers_paths(digits, tmp_path):
     (tmp_path / "data").symlink_to(digits)
     flags = ["--data_url", "data", "--epochs", 1]
