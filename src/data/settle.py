@@ -10,6 +10,7 @@ from src.args import Config
 from src.data.augment.transforms import EvalTransform
 from src.data.image_files import UndecodableImage
 from src.data.imagenet import classes_in_data, open_train
+from src.data.loader import clamp_workers
 from src.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def measure_colours(config: Config) -> tuple[tuple[float, ...], tuple[float, ...
         return pixels.sum(axis=0), np.square(pixels).sum(axis=0), len(pixels)
 
     indices = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), MEASURED)).astype(int))
-    with ThreadPoolExecutor(config.num_parallel_workers) as pool:
+    with ThreadPoolExecutor(clamp_workers(config.num_parallel_workers)) as pool:
         sums, squares, counts = zip(*pool.map(moments, indices.tolist()))
     count = sum(counts)
     if not count:

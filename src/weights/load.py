@@ -38,7 +38,7 @@ def load_pretrained(network, path: str, flavour: str = "zoo", drop_head: bool = 
         left = [name for name in HEAD if name in arrays and arrays[name].shape != shapes[name]]
         left = list(HEAD) if left else []
     if flavour == "zoo" and not any(arrays[name].any() for name in STEM_BIASES if name in arrays):
-        # The zoo's weights as convert_weights writes them for PyTorch: biases of zero change nothing.
+        # The zoo's weights as src.weights.convert writes them for PyTorch: biases of zero change nothing.
         arrays = {name: array for name, array in arrays.items() if name not in STEM_BIASES}
     found = flavour_of(arrays)
     expected = with_stem_biases(shapes, found)
