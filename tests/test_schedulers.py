@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from mindspore import nn
 
 from src.args import Config
+from src.assembly import build_step
 from src.errors import UserError
 from src.tools.schedulers import learning_rates
 
@@ -72,3 +74,11 @@ def test_a_run_shorter_than_its_warmup_goes_the_part_of_the_way_that_it_has_time
 def test_a_run_of_too_many_updates_is_refused_before_its_curve_fills_the_memory():
     with pytest.raises(UserError, match="epochs: 100000 of 5000 updates are 500000000 in all"):
         learning_rates(Config(epochs=100_000), 5000)
+
+
+def test_epochs_that_count_as_done_are_left_out_of_the_steps_rates():
+    keys = {"batch_size": 256, "epochs": 5, "start_epoch": 3, "device_target": "CPU", "cpu_kernels": "mindspore"}
+    config = Config(**keys, lr_scheduler="multistep_lr", lr_adjust=1, lr_gamma=0.5)
+    step = build_step(config, nn.SequentialCell(nn.Dense(2, 2)), updates=2)
+    assert step.rates == pytest.approx([0.0125, 0.0125, 0.00625, 0.00625])
+    assert step.learning_rate() == pytest.approx(0.0125)
