@@ -179,7 +179,7 @@ class Soak:
         rng, wait = self.rng, 0.0
         if moment == "write":
             pattern = rng.choice(FILES)
-            for _ in range(rng.choice([1, 1, 2, 5])):
+            for _ in range(rng.choice([1, 1, 2])):
                 if not writes.wait_for(pattern, process):
                     break
             time.sleep(rng.choice([0.0, 0.0, rng.uniform(0, 0.05)]))
