@@ -13,7 +13,7 @@ from typing import Any, Optional
 import numpy as np
 
 from src.errors import UserError, printable, run
-from src.files import open_regular, read_json, write_text
+from src.files import is_name, open_regular, read_json, write_text
 from src.metrics import rank_of_label, top5_note
 from src.serving.description import read_description
 from src.serving.results import ENDING, result_names
@@ -61,7 +61,7 @@ def read_labels(path: str, num_classes: int) -> dict[str, int]:
     if not isinstance(labels, dict) or not labels:
         raise UserError(f"{path}: holds no labels; write it again with preprocess.py")
     for name, label in labels.items():
-        if len(name) < 3 or name.count("/") != 1 or name.startswith("/") or name.endswith("/"):
+        if len(name) < 3 or name.count("/") != 1 or name.startswith("/") or name.endswith("/") or not is_name(name):
             raise UserError(f"{path}: '{printable(name)}' must be <class>/<file>; write it again with preprocess.py")
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < num_classes:
             shown = printable(label, 40)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from src.augment_spec import parse_spec
 from src.colours import IMAGENET_MEAN, IMAGENET_STD
 from src.errors import UserError, printable
+from src.files import is_name
 from src.plain_yaml import read_value, read_yaml
 
 MOST = 10**9  # what any count may be; keys that cost memory or time have lower limits of their own
@@ -207,13 +208,8 @@ class Config(BaseModel):
     @field_validator("*")
     @classmethod
     def _text_of_a_name(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            try:
-                clean = b"\0" not in os.fsencode(value)
-            except UnicodeEncodeError:  # a lone surrogate, which YAML's escapes can write
-                clean = False
-            if not clean:
-                raise ValueError("must be a text that a file could be named by")
+        if isinstance(value, str) and not is_name(value):  # YAML's escapes can write such a text
+            raise ValueError("must be a text that a file could be named by")
         return value
 
     @field_validator(*PATHS)

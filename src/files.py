@@ -86,6 +86,14 @@ def sweep(folder: Union[str, Path], *stems: str) -> None:
                 path.unlink()
 
 
+def is_name(text: str) -> bool:
+    """Whether a file could have this path: without NUL, or surrogates other than those of bytes that are no UTF-8."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def is_regular(path: Path) -> bool:
     """Whether a path leads to a regular file; False where that cannot be told."""
     try:

@@ -172,7 +172,14 @@ def test_names_that_are_no_utf_8_pass_a_strict_stream(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "labels", [{}, [], {"0": 0}, *({"ant/0.JPEG": label} for label in (10, -1, "ant", True, 10**30, None, 0.5))]
+    "labels",
+    [
+        {},
+        [],
+        {"0": 0},
+        *({f"ant/{name}": 0} for name in ("\ud800", "\0", "", "a/b")),
+        *({"ant/0.JPEG": label} for label in (10, -1, "ant", True, 10**30, None, 0.5)),
+    ],
 )
 def test_labels_that_cannot_be_are_an_error_that_names_the_file(run, labels):
     with pytest.raises(UserError, match=r"label\.json"):
