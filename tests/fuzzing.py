@@ -123,7 +123,7 @@ def repacked(content: bytes, mutations: Sequence[Mutation], other: bytes, choice
 
 
 WEIGHTS = ("ckpt", "safetensors", "PyTorch")
-OTHERS = ("description", "labels", "run state", "image")
+OTHERS = ("description", "labels", "result", "run state", "image")
 PLAIN = (
     "YAML", "flags", "auto_augment", "JSON", "text", "rank table", "hccn.conf", "listing cache", "packed table",
 )  # fmt: skip
@@ -220,10 +220,11 @@ def other_targets(folder: Path) -> dict[str, Target]:
     """The readers of what the programs leave each other, and of images."""
     from PIL import Image
 
-    from postprocess import read_labels
+    from postprocess import make_report, read_labels
     from src.data.decode import decode
     from src.data.image_files import UndecodableImage
     from src.serving.description import read_description, sha256
+    from src.serving.results import result_names
     from src.trainers.checkpoint import MAGIC, read_saved
 
     (folder / "net.onnx").write_bytes(b"a network")
@@ -231,6 +232,13 @@ def other_targets(folder: Path) -> dict[str, Target]:
         "num_classes": 2, "classes": ["a", "b"], "file": "net.onnx", "sha256": sha256(folder / "net.onnx"),
     }  # fmt: skip
     labels = {"a/1.jpg": 0, "b/2.png": 1}
+    results = folder / "results"
+    results.mkdir()
+    logits = [np.float32(values).tobytes() for values in ([0.5, 0.25], [0, np.nan], [np.inf, 0])]
+
+    def read_results(labels: dict[str, int]) -> None:
+        report = make_report(labels, results, {"num_classes": 2, "classes": ["a", "b"]})
+        assert report["top1"] <= 1 - len(report["missing"] + report["not_finite"]) / len(labels)
 
     weights = b"weights"
     (folder / "run.ckpt").write_bytes(weights)
@@ -260,7 +268,10 @@ def other_targets(folder: Path) -> dict[str, Target]:
             str(folder / "net.json"), [json.dumps(description).encode()],
             lambda _: read_description(folder / "net.onnx"),
         ),
-        "labels": Target("labels.json", [json.dumps(labels).encode()], lambda path: read_labels(path, 2)),
+        "labels": Target(
+            "labels.json", [json.dumps(labels).encode()], lambda path: read_results(read_labels(path, 2))
+        ),
+        "result": Target(str(results / result_names(list(labels))[0]), logits, lambda _: read_results(labels)),
         "run state": Target(
             str(folder / "run.state"), [state.getvalue()], lambda _: read_saved(folder / "run.ckpt"),
             lambda body: MAGIC + hashlib.sha256(body).digest() + body,
