@@ -345,7 +345,7 @@ def parse_args(
         extra: flags of this program alone, as (name, keywords of `add_argument`).
         purpose: what the program does with the configuration, for the rules between keys.
         beside_weights: take what the file config.yaml beside `pretrained` says, where neither the YAML file nor a flag
-            says otherwise; what a run is to read and write is not taken from it.
+            says otherwise, where the data lies too; what concerns that run alone is not taken from it.
 
     Returns:
         The configuration, and a namespace with ddr_config, the extra flags, `given`, the set of the configuration's
@@ -403,7 +403,7 @@ def parse_args(
     return config, rest
 
 
-# What a run reads and writes, which programs that use its weights do not take over.
+# What concerns a run alone: where it began, goes on and writes, and on which cards. Who uses its weights has their own.
 _OF_A_RUN = frozenset(
     {"pretrained", "resume", "resume_anyway", "overwrite", "train_url", "run_modelarts", "device_id", "device_num"}
 )

@@ -2,7 +2,7 @@
 
 from src.errors import UserError
 from src.weights.formats import read_weights
-from src.weights.names import HEAD, STEM_BIASES, flavour_of, match_weights, with_stem_biases
+from src.weights.names import HEAD_PARAMETERS, STEM_BIASES, flavour_of, match_weights, with_stem_biases
 
 _OTHER_FLAVOUR = {
     "paper": "trained in the paper's flavour (its stem has biases), with 3x3 convolutions of stride 2 padded on every "
@@ -35,8 +35,8 @@ def load_pretrained(network, path: str, flavour: str = "zoo", drop_head: bool = 
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     left = []
     if drop_head:
-        left = [name for name in HEAD if name in arrays and arrays[name].shape != shapes[name]]
-        left = list(HEAD) if left else []
+        left = [name for name in HEAD_PARAMETERS if name in arrays and arrays[name].shape != shapes[name]]
+        left = list(HEAD_PARAMETERS) if left else []
     if flavour == "zoo" and not any(arrays[name].any() for name in STEM_BIASES if name in arrays):
         # The zoo's weights as src.weights.convert writes them for PyTorch: biases of zero change nothing.
         arrays = {name: array for name, array in arrays.items() if name not in STEM_BIASES}

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.errors import UserError, printable
-from src.models import architectures
-from src.models.architectures import FLAVOURS
+from src.models.architectures import FLAVOURS, HEAD
 
-HEAD = (f"{architectures.HEAD}.weight", f"{architectures.HEAD}.bias")
+HEAD_PARAMETERS = (f"{HEAD}.weight", f"{HEAD}.bias")
 STEM_BIASES = ("conv1.0.bias", "conv1.3.bias")
 TORCH_COUNTER = "num_batches_tracked"  # of batch norm's updates; nothing that we compute depends on it
 
@@ -48,7 +47,7 @@ class Differences:
         kinds = [("missing", self.missing), ("surplus", self.surplus), ("of another shape", misshapen)]
         told = [f"{len(names)} {kind} ({listed(names)})" for kind, names in kinds if names]
         hint = ""
-        if not self.missing and not self.surplus and set(self.misshapen) <= set(HEAD):
+        if not self.missing and not self.surplus and set(self.misshapen) <= set(HEAD_PARAMETERS):
             found = next(iter(self.misshapen.values()))[0]
             hint = f"; the file's network has {found[0] if found else 0} classes: set num_classes to that"
         return f"parameters {', '.join(told)}{hint}"
