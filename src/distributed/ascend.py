@@ -99,9 +99,18 @@ def missing_card(device_id: int) -> str:
     return f"this process sees {count} cards, counted from 0 (npu-smi info; ASCEND_RT_VISIBLE_DEVICES hides others)"
 
 
+def has_plugin() -> bool:
+    """Whether the installed MindSpore was built for Ascend too; PyPI's wheels for Linux are."""
+    return any((Path(ms.__file__).parent / "lib" / "plugin").glob("libmindspore_ascend.so*"))
+
+
 def explain(error: Exception, device_id: int) -> str:
     """One line on why a card cannot be used, and what to install."""
     text = str(error)
+    if not has_plugin():
+        return (
+            f"the MindSpore {ms.__version__} that is installed has no part for Ascend; install one that has, {INSTALL}"
+        )
     missing = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", text)
     unfit = unfit_cann()
     if unfit:

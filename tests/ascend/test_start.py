@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.ascend.conftest import Ascend
+from tests.ascend.stubs.make import mindspore_folder
 from tests.conftest import ROOT, TINY
 from tests.processes import alive, end_all, says, wait_until
 from tests.test_launcher import free_ports
@@ -255,6 +256,23 @@ def test_without_cann_or_driver_one_line_says_what_to_install(ascend: Ascend, ra
     paths = {"LD_LIBRARY_PATH": home / "latest/lib64", "ASCEND_HOME_PATH": home, "ASCEND_OPP_PATH": home / "opp"}
     line = error_of(ascend, rank_program, **paths)
     assert "libascend_hal.so of the Ascend driver cannot be found; install driver and firmware" in line
+
+
+def test_a_mindspore_without_a_part_for_ascend_is_named(ascend: Ascend, tmp_path):
+    """As MindSpore's wheels for CPU are: a package of links that lacks the plugin."""
+    for inner, left_out in (("", "lib"), ("lib", "plugin"), ("lib/plugin", "*ascend*")):
+        here = tmp_path / "mindspore" / inner
+        here.mkdir()
+        for path in (mindspore_folder() / inner).iterdir():
+            if not path.match(left_out):
+                (here / path.name).symlink_to(path)
+    nowhere = {"LD_LIBRARY_PATH": None, "ASCEND_HOME_PATH": None, "ASCEND_OPP_PATH": None}
+    program = tmp_path / "rank.py"
+    program.write_text(RANK)
+    line = error_of(ascend, program, PYTHONPATH=f"{tmp_path}:{ROOT}", **nowhere)
+    assert re.search(
+        r"the MindSpore 2\.\d+\.\d+ that is installed has no part for Ascend; install one that has", line
+    ), line
 
 
 def test_a_card_that_is_not_there_is_named(ascend: Ascend, rank_program):
