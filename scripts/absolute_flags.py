@@ -1,8 +1,9 @@
 """Print a configuration's paths as absolute flags, one a line, for a script that runs the program from another folder.
 
-python scripts/absolute_flags.py CONFIG [FLAG VALUE ...]
+python scripts/absolute_flags.py train|eval CONFIG [FLAG VALUE ...]
 
-Relative paths are those of the folder it is called in. A wrong configuration ends here, before anything is started.
+Relative paths are those of the folder it is called in, for eval also those in config.yaml beside the weights. A wrong
+configuration ends here, before anything is started.
 """
 
 import sys
@@ -17,7 +18,8 @@ from src.evaluation.flags import FLAGS, IMAGES, PREDICTIONS, REPORT
 
 def main() -> None:
     """Check the configuration and print the flags."""
-    config, rest = parse_args(["--ddr_config", *sys.argv[1:]], extra=FLAGS)
+    program, *flags = sys.argv[1:]
+    config, rest = parse_args(["--ddr_config", *flags], extra=FLAGS, beside_weights=program == "eval")
     print("--ddr_config", Path(rest.ddr_config).resolve(), sep="\n")
     for name in sorted(PATHS):
         value = getattr(config, name)

@@ -24,9 +24,9 @@ distribute() {
   need_file CONFIG_PATH "$2" "$usage"
   if [ "$program" = eval ]; then
     need_file CHECKPOINT_PATH "$3" "$usage"
-    resolve "$2" --pretrained "$3" "${@:4}"
+    resolve eval "$2" --pretrained "$3" "${@:4}"
   else
-    resolve "${@:2}"
+    resolve train "${@:2}"
   fi
   # Rank 0 writes to the caller's folder, not to its own; --train_url in the flags comes later and wins.
   PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m src.launcher.supervisor "$which" "$1" \

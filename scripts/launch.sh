@@ -25,10 +25,10 @@ need_file() {
   [ -f "$2" ] || usage_error "$1 '$2' is no file" "$3"
 }
 
-# resolve CONFIG FLAG...: sets the array `flags` to the flags with every path absolute; exit 2 if one is wrong.
+# resolve train|eval CONFIG FLAG...: sets the array `flags` to the flags with every path absolute; exit 2 if one is wrong.
 resolve() {
   local paths
   paths=$("$PYTHON" "$project/scripts/absolute_flags.py" "$@") || exit
   mapfile -t flags <<<"$paths"
-  flags=("${@:2}" "${flags[@]}")
+  flags=("${@:3}" "${flags[@]}")
 }

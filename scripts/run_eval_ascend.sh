@@ -8,7 +8,7 @@ usage="bash $0 [DEVICE_ID] [CONFIG_PATH] [CHECKPOINT_PATH] [FLAG VALUE ...]"
 need_device_id "$1" "$usage"
 need_file CONFIG_PATH "$2" "$usage"
 need_file CHECKPOINT_PATH "$3" "$usage"
-resolve "$2" --pretrained "$3" "${@:4}"
+resolve eval "$2" --pretrained "$3" "${@:4}"
 
 mkdir -p eval
 cd eval

@@ -8,7 +8,7 @@ usage="bash $0 [DEVICE_TARGET] [CONFIG_PATH] [ONNX_PATH] [FLAG VALUE ...]"
 [[ $1 =~ ^(CPU|GPU|Ascend)$ ]] || usage_error "DEVICE_TARGET must be CPU, GPU or Ascend, not '$1'" "$usage"
 need_file CONFIG_PATH "$2" "$usage"
 need_file ONNX_PATH "$3" "$usage"
-resolve "$2" --pretrained "$3" "${@:4}"
+resolve eval "$2" --pretrained "$3" "${@:4}"
 
 mkdir -p eval_onnx
 cd eval_onnx

@@ -7,7 +7,7 @@ usage="bash $0 [DEVICE_ID] [CONFIG_PATH] [FLAG VALUE ...]   log: train_standalon
 [ $# -ge 2 ] || usage_error "DEVICE_ID and CONFIG_PATH are needed" "$usage"
 need_device_id "$1" "$usage"
 need_file CONFIG_PATH "$2" "$usage"
-resolve "${@:2}"
+resolve train "${@:2}"
 
 mkdir -p train_standalone
 cd train_standalone

@@ -288,14 +288,18 @@ def test_scripts_say_their_usage_and_exit_2_on_wrong_arguments(name, arguments, 
     assert list(tmp_path.iterdir()) == []
 
 
+def absolute_flags(folder: Path, *arguments: str) -> dict[str, str]:
+    command = [sys.executable, str(ROOT / "scripts" / "absolute_flags.py"), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    return dict(zip(lines[::2], lines[1::2]))
+
+
 def test_scripts_hand_on_every_path_as_the_callers(tmp_path):
     (tmp_path / "my.yaml").write_text("data_url: data\nlisting_cache: lists\n")
     flags = ["my.yaml", "--compile_cache", "steps", "--train_url", "obs://a/b", "--resume", "auto", "--report", "r"]
-    command = [sys.executable, str(ROOT / "scripts" / "absolute_flags.py"), *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert dict(zip(lines[::2], lines[1::2])) == {
+    assert absolute_flags(tmp_path, "train", *flags) == {
         "--ddr_config": f"{tmp_path}/my.yaml",
         "--data_url": f"{tmp_path}/data",
         "--listing_cache": f"{tmp_path}/lists",
@@ -304,6 +308,16 @@ def test_scripts_hand_on_every_path_as_the_callers(tmp_path):
         "--resume": "auto",
         "--report": f"{tmp_path}/r",
     }
+
+
+def test_scripts_that_evaluate_find_the_data_that_the_weights_were_trained_on(tmp_path):
+    (tmp_path / "my.yaml").write_text("epochs: 3\n")
+    (tmp_path / "ckpt_0").mkdir()
+    (tmp_path / "ckpt_0/config.yaml").write_text("data_url: photos\ntrain_url: elsewhere\n")
+    flags = ["my.yaml", "--pretrained", "ckpt_0/DDRNet23.ckpt"]
+    places = {"--ddr_config": f"{tmp_path}/my.yaml", "--pretrained": f"{tmp_path}/ckpt_0/DDRNet23.ckpt"}
+    assert absolute_flags(tmp_path, "eval", *flags) == {**places, "--data_url": f"{tmp_path}/photos"}
+    assert absolute_flags(tmp_path, "train", *flags) == {**places, "--data_url": f"{tmp_path}/data/imagenet"}
 
 
 def test_the_standalone_script_trains_in_the_background_with_the_callers_paths(digits, tmp_path):
