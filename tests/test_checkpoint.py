@@ -104,6 +104,13 @@ def test_odd_entries_do_not_stop_a_run_that_has_a_good_checkpoint(checkpoints, s
     assert not (folder / ".DDRNet23-1_1.2.tmp.ckpt").exists()
 
 
+@pytest.mark.parametrize("name", ["DDRNet23.ckpt", "DDRNet23_best.ckpt"])
+def test_a_folder_where_weights_will_be_written_is_told_before_training(name, checkpoints):
+    (checkpoints.folder / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{name}: is a folder"):
+        checkpoints.lock()
+
+
 def test_a_state_alone_is_the_rest_of_a_killed_save_and_goes(checkpoints, step):
     save(checkpoints, step, (1, 1), (1, 2))
     (checkpoints.folder / "DDRNet23-1_2.ckpt").unlink()

@@ -212,6 +212,9 @@ class Checkpoints:
         sweep(self.folder.parent, "curves", "metrics")
         for folder in (self.folder, self.folder.parent):
             try_writing(folder)
+        for path in (self.best_path, self.folder / f"{self.arch}.ckpt"):  # which would only show after an epoch
+            if path.is_dir():
+                raise UserError(f"{path}: is a folder, in the place of weights; move it away or choose train_url")
 
     def warn_of_little_room(self, network: nn.Cell, step: TrainOneStep, saves: int) -> None:
         """Warn where the disk has less room than `saves` checkpoints to come, the best and the last will take.
