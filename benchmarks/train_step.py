@@ -64,7 +64,7 @@ def update(step, gradients):
 
 
 def averaging(step):
-    return step._take_average(Tensor(True))
+    return step.average(Tensor(True))
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ inline void NarrowTo(float* to, Vec values) {  // kLanes neighbours to kLanes / 
 inline Vec AddProducts(Vec sum, Vec a, Vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 // Of two vectors of 2 * kLanes bfloat16 each, the pairs (first's, second's), in two vectors.
 inline void Interleave(const float* first, const float* second, float* to) {
-  alignas(64) static const auto index = [] {
+  alignas(64) static constexpr auto index = [] {
     std::array<uint16_t, 64> places{};
     for (int i = 0; i < 64; ++i) places[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
     return places;
