@@ -12,6 +12,7 @@
 #include <new>
 #include <system_error>
 #include <thread>
+#include <unordered_set>
 
 namespace ddrnet {
 namespace {
@@ -227,12 +228,34 @@ Pool& ThePool() {
 
 std::mutex operator_mutex;
 
+constexpr uintptr_t kPage = 1 << 21;  // bytes of a huge page
+
+// Gathers what tensors lie in into huge pages, where the system grants them: streams of weights and activations then
+// miss the TLB less often. Each page of memory is asked for once.
+void GatherPages(const Tensors& tensors) {
+#if defined(__linux__)
+  constexpr int kCollapse = 25;          // MADV_COLLAPSE, of Linux 6.1; an older one refuses it
+  constexpr int64_t kLeast = 64 * 1024;  // numbers
+  static auto* asked = new std::unordered_set<uintptr_t>;
+  for (int i = 0; i < tensors.count; ++i) {
+    const int64_t size = tensors.Size(i);
+    if (size < kLeast) continue;
+    const auto first = reinterpret_cast<uintptr_t>(tensors.data[i]), last = first + size * sizeof(float);
+    for (uintptr_t page = first / kPage; page * kPage < last; ++page) {
+      if (!asked->insert(page).second) continue;
+      void* memory = reinterpret_cast<void*>(page * kPage);
+      madvise(memory, kPage, MADV_HUGEPAGE);
+      madvise(memory, kPage, kCollapse);
+    }
+  }
+#endif
+}
+
 // Memory that grows: what a run asks for at most is soon known. In huge pages where the system grants them.
 class Arena {
  public:
   float* Hold(int64_t floats) {
     if (floats_ < floats) {
-      constexpr int64_t kPage = 1 << 21;
       const int64_t bytes = DivideUp(floats * static_cast<int64_t>(sizeof(float)), kPage) * kPage;
       std::free(memory_);
       floats_ = 0;
@@ -262,6 +285,7 @@ float* ThreadScratch(int64_t floats) { return thread_arena.Hold(floats); }
 int Run(const char* name, void (*call)(const Tensors&), const Tensors& tensors) noexcept {
   try {
     Exclusive exclusive;
+    GatherPages(tensors);
     call(tensors);
     return 0;
   } catch (const std::bad_alloc&) {
