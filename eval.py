@@ -15,6 +15,7 @@ from src.args import parse_args
 from src.assembly import build_classifier
 from src.data import create_dataset
 from src.data.data_utils.modelarts import stage
+from src.data.names import CLASSES, check_classes, classes_beside
 from src.data.settle import settle
 from src.distributed.join import expected_rank, join
 from src.errors import run
@@ -50,6 +51,9 @@ def main(argv: Optional[list[str]] = None) -> None:
         return
 
     val = create_dataset(config, "val", ranks.rank, ranks.world)
+    trained = classes_beside(config.pretrained)
+    if trained is not None and len(trained) == len(val.classes):
+        check_classes(trained, val.classes, config.data_url, f"{CLASSES} beside {config.pretrained}")
     if val.classes_from == "val":
         log.info("classes: from val/, as there is no train/")
     predictions = outputs.collector(len(val.classes))

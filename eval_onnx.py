@@ -13,6 +13,7 @@ from tqdm import tqdm
 from src.args import OF_THE_NETWORK, Config, parse_args, with_values
 from src.data import create_dataset
 from src.data.data_utils.modelarts import stage
+from src.data.names import check_classes
 from src.errors import UserError, run
 from src.evaluation.classify import classify
 from src.evaluation.flags import FLAGS
@@ -43,7 +44,8 @@ def main(argv: Optional[list[str]] = None) -> None:
     if network.batch_size is not None:
         config = config.model_copy(update={"batch_size": network.batch_size})
     val = create_dataset(config, "val")
-    check_classes(network, val.classes, config)
+    if network.description.get("classes") is not None:
+        check_classes(network.description["classes"], val.classes, config.data_url, config.pretrained)
     if val.classes_from == "val":
         log.info("classes: from val/, as there is no train/")
     totals, predictions = Totals(), outputs.collector(len(val.classes))
@@ -91,17 +93,6 @@ def fitting(network: OnnxNetwork, config: Config, told: Iterable[str]) -> Config
             raise UserError(f"{name}: is {own}, but {config.pretrained} has {value}; make them agree")
         log.info("%s: %s as the configuration says; %s was exported with %s", name, own, config.pretrained, value)
     return with_values(config, spec, f"{config.pretrained}: its metadata say that ")
-
-
-def check_classes(network: OnnxNetwork, classes: list[str], config: Config) -> None:
-    """Refuse data whose classes are not the file's, or are in another order."""
-    own = network.description.get("classes")
-    if own is not None and own != classes:
-        index = next(index for index, pair in enumerate(zip(own, classes)) if pair[0] != pair[1])
-        raise UserError(
-            f"data_url: class {index} of {config.data_url} is {classes[index]!r}, but {own[index]!r} in "
-            f"{config.pretrained}; evaluate it on data with the classes that it was exported for"
-        )
 
 
 if __name__ == "__main__":

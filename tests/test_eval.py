@@ -1,8 +1,10 @@
 """eval.py's answers beyond the three figures: files, folders and patterns, tables and the report."""
 
 import csv
+import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +138,15 @@ def test_a_report_has_tables_pictures_and_the_figures_that_are_logged(flags, dig
 def test_relative_outputs_go_under_train_url(flags, tmp_path):
     program.main([*flags, "--train_url", str(tmp_path / "run"), "--predictions", "p.csv"])
     assert len(read(tmp_path / "run" / "p.csv")) == 30
+
+
+def test_data_with_other_classes_than_the_weights_were_trained_on_are_refused(flags, digits, weights, tmp_path):
+    """As many classes under other names would be counted without a word, and every figure would be wrong."""
+    (tmp_path / "DDRNet23Slim.ckpt").symlink_to(weights)
+    (tmp_path / "classes.json").write_text(json.dumps([*"012", "three", *"456789"]))
+    message = f"data_url: class 3 of {digits} is '3', but 'three' in classes.json beside {tmp_path}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        program.main([*flags, "--pretrained", str(tmp_path / "DDRNet23Slim.ckpt")])
 
 
 def test_what_cannot_be_written_is_said_before_the_work(flags, tmp_path):

@@ -1,5 +1,6 @@
 """The names of a network's classes, as a run leaves them beside its weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -23,3 +24,23 @@ def classes_beside(weights: str) -> Optional[list[str]]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise UserError(f"{path}: must be a list of different names; remove it, or write it anew by training")
     return names
+
+
+def check_classes(trained: Sequence[str], classes: Sequence[str], data_url: str, place: str) -> None:
+    """Refuse data whose classes are not those of a network, or are in another order: every figure would be wrong.
+
+    Args:
+        trained: the network's, as many as there are in the data.
+        classes: of the data.
+        data_url: where the data lie.
+        place: where the network's stand.
+
+    Raises:
+        UserError: they differ; the message names the first that does.
+    """
+    for index, (own, name) in enumerate(zip(trained, classes)):
+        if own != name:
+            raise UserError(
+                f"data_url: class {index} of {data_url} is {name!r}, but {own!r} in {place}; evaluate a network on "
+                "data with the classes that it was trained on"
+            )
