@@ -215,6 +215,9 @@ def test_the_command_packs_what_is_there_and_refuses_nonsense(tmp_path, monkeypa
     mindrecord.main()
     assert "train: 24 images" in capsys.readouterr().out
     assert create_dataset(make_config(tmp_path / "out"), "val").size == 9
+    (root / "train" / "empty").mkdir()
+    with pytest.raises(UserError, match=r"train: 1 of \d classes has no image \(empty\)"):
+        mindrecord.main()
     for wrong in (["--short_side", "-1"], ["--out", str(root)], ["--data_url", str(tmp_path / "none")]):
         monkeypatch.setattr("sys.argv", flags + wrong)
         with pytest.raises(UserError):

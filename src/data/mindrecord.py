@@ -163,7 +163,7 @@ def main() -> None:
     if "train" in splits:
         classes = list_classes(str(root / "train"))
     for split in splits:
-        samples = list_folder(str(root / split), classes, config.listing_cache)
+        samples = list_folder(str(root / split), classes, config.listing_cache, every_class=split == "train")
         size = pack(samples, Path(rest.out), split, rest.short_side)
         print(f"{split}: {len(samples)} images, {size / 1e9:.2f} GB, in {Path(rest.out, split)}.mindrecord*")
 

@@ -32,10 +32,11 @@ class PackedSamples(Samples):
             raise UserError(f"data_url: {path}: is damaged ({_reason(error)}); pack the data set again") from error
         labels, names, ends = table["labels"], table["names"].tobytes(), table["ends"]
         if classes is not None:
-            unknown = [name for name in own if name not in set(classes)]
+            numbers = {name: number for number, name in enumerate(classes)}
+            unknown = [name for name in own if name not in numbers]
             if unknown:
                 raise UserError(f"data_url: {path}: has class {printable(unknown[0])}, which train has not")
-            labels = np.array([classes.index(name) for name in own], np.int32)[labels]
+            labels = np.array([numbers[name] for name in own], np.int32)[labels]
         super().__init__(str(root / split), own if classes is None else classes, labels, names, ends)
         self._shards, self._offsets, self._sizes = table["shards"], table["offsets"], table["sizes"]
         self._checksums = table.get("checksums")  # None: packed by a version that knew none
