@@ -49,7 +49,8 @@ FILES = (
     "classes",
     r"Slim\.ckpt",
 )
-LIMIT = 300  # seconds for what takes a few
+LIMIT = 300  # seconds for what takes a few, and
+JOB_LIMIT = 3600  # for a job that its launcher has started again, on a busy machine
 
 
 class Writes:
@@ -222,7 +223,7 @@ class Soak:
     def check_end(self, process: subprocess.Popen, folder: Path, before: int, sent: str) -> None:
         """Wait for a killed run's end and end this program if it is another than the signal's."""
         try:
-            code = process.wait(timeout=LIMIT)
+            code = process.wait(timeout=LIMIT if self.ranks == 1 else JOB_LIMIT)
         except subprocess.TimeoutExpired:
             end_all(folder)
             sys.exit(f"{sent}: has not ended\n{log_of(folder, before)}")
