@@ -55,7 +55,7 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
     log.info("kernels: %s", f"our own, {kernels}" if kernels.update else "MindSpore's")
 
     # 5. Epoch after epoch: train, validate, record, save.
-    cache = CompileCache(config, ranks, train.updates, columns, step.saturation is not None)
+    cache = CompileCache(config, ranks, train.updates, columns, step.saturation is not None, step.share_memory)
     feed = Feed(step, train, config, cache, session.cursor.epoch, session.cursor.done * config.accumulation_step)
     for _ in session.epochs():
         session.run_epoch(feed)

@@ -3,9 +3,11 @@
 python benchmarks/scaling.py --workers 1,2 --data_url data/digits [FLAG VALUE ...]
 
 Prints a JSON line for each number of workers. Every worker has the same batch and the same number of cores, whatever
-their number, so that the ideal is twice the images/s of one with two. `allreduce_s` is the time of the gradients'
-reduction alone, with nobody waiting for anybody; what it costs a step is the difference of the `step_s`. Further flags
-are those of train.py, on top of src/configs/ddrnet23_digits.yaml.
+their number, so that the ideal is twice the images/s of one with two. The last line is of one process with all these
+cores and batches, the alternative: `of_one_process` compares the most workers with it. `allreduce_s` is the time of the
+gradients' reduction alone, with nobody waiting for anybody; what it costs a step is the difference of the `step_s`.
+With `--rounds N` they take turns, and each figure is a median. Further flags are those of train.py, on top of
+src/configs/ddrnet23_digits.yaml.
 """
 
 import argparse
@@ -15,10 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from operator import itemgetter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from src.args import parse_args  # noqa: E402
 
 WARMUP = 5  # steps
 REDUCTIONS = 10
@@ -28,7 +33,6 @@ def measure(steps: int, flags: list[str]) -> dict[str, float]:
     """What one rank sees: images/s of all, and mean seconds a step; run by each rank in its own process."""
     from mindspore import Tensor, nn, ops
 
-    from src.args import parse_args
     from src.assembly import build_network, build_step
     from src.data import create_dataset
     from src.distributed.join import join
@@ -41,7 +45,7 @@ def measure(steps: int, flags: list[str]) -> dict[str, float]:
             self.reduce = reduce
 
         def construct(self, gradients: tuple) -> Tensor:
-            return ops.addn([ops.sum(gradient) for gradient in self.reduce(gradients)])
+            return ops.addn([gradient.reshape(-1)[:1] for gradient in self.reduce(gradients)])
 
     config, ranks = join(parse_args(flags)[0].model_copy(update={"drop_path_rate": 0.0}))
     train = create_dataset(config, "train", ranks.rank, ranks.world)
@@ -108,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="1,2", help="numbers of ranks, such as 1,2 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="timed steps (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="of all in turn (default: %(default)s)")
     parser.add_argument("--data_url", default=str(ROOT / "data/digits"), help="default: %(default)s")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options, flags = parser.parse_known_args()
@@ -120,16 +125,27 @@ def main() -> None:
 
     flags = ["--ddr_config", str(ROOT / "src/configs/ddrnet23_digits.yaml"), *flags]
     counts = [int(text) for text in options.workers.split(",")]
+    most = max(counts)
     cores = sorted(os.sched_getaffinity(0))
-    each = max(len(cores) // max(counts), 1)
-    single = None
+    each = max(len(cores) // most, 1)
+    settings = [(workers, each, flags) for workers in counts]
+    if most > 1:
+        batch_size = parse_args(flags)[0].batch_size
+        settings.append((1, each * most, [*flags, "--batch_size", str(most * batch_size)]))
+    found: list[list[dict[str, float]]] = [[] for _ in settings]
     with tempfile.TemporaryDirectory() as folder:
-        for workers in counts:
-            record = run_ranks(workers, cores[: each * workers], options.steps, flags, Path(folder))
-            record["cores_a_worker"] = each
-            single = single or record["img_s"] / workers
+        for _ in range(options.rounds):
+            for records, (workers, of_each, of_it) in zip(found, settings):
+                records.append(run_ranks(workers, cores[: of_each * workers], options.steps, of_it, Path(folder)))
+    medians = [sorted(records, key=itemgetter("img_s"))[len(records) // 2] for records in found]
+    single = medians[0]["img_s"] / counts[0]
+    for record, (workers, of_each, _) in zip(medians, settings):
+        record["cores_a_worker"] = of_each
+        if of_each == each:
             record["efficiency"] = round(record["img_s"] / workers / single, 3)
-            print(json.dumps(record), flush=True)
+        if workers == most > 1:
+            record["of_one_process"] = round(record["img_s"] / medians[-1]["img_s"], 3)
+        print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import logging
 from mindspore import nn
 
 from src.args import Config
-from src.distributed import ascend
+from src.distributed import ascend, one_machine
 from src.distributed.ranks import Ranks
 from src.errors import UserError
 from src.models import create_model, smallest_map
@@ -100,6 +100,7 @@ def build_step(config: Config, network: nn.Cell, updates: int, ranks: Ranks = Ra
         accumulation=config.accumulation_step,
         ema_decay=config.ema_decay,
         native=kernels.update,
+        share_memory=kernels.update and ranks.world > 1 and one_machine.meet(ranks),
         float_status=FloatStatus() if config.device_target == "Ascend" and ascend.saturates() else None,
     )
     step.set_train()

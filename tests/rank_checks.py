@@ -9,8 +9,10 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.args import Config
+from src.distributed import one_machine
 from src.distributed.join import join
 from src.errors import TemporaryFailure, UserError
+from src.kernels.build import library
 from src.metrics import Totals
 from src.parameters import assign
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
@@ -51,7 +53,9 @@ def global_batch(update: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.dirichlet(np.ones(CLASSES), BATCH).astype(np.float32)
 
 
-def new_step(config: Config, ranks: int, frozen: bool, float_status: Optional[nn.Cell] = None) -> TrainOneStep:
+def new_step(
+    config: Config, ranks: int, frozen: bool, float_status: Optional[nn.Cell] = None, share_memory: bool = False
+) -> TrainOneStep:
     """A training step over a small network; frozen: batch norm keeps to its moving statistics."""
     network = filled(Network(), 1)
     rates = np.full(UPDATES, 0.1, np.float32)
@@ -63,6 +67,7 @@ def new_step(config: Config, ranks: int, frozen: bool, float_status: Optional[nn
         clip_norm=0.1,
         ema_decay=0.5 if frozen else 0.0,
         float_status=float_status,
+        share_memory=share_memory,
     )
     return step.set_train(not frozen)
 
@@ -98,6 +103,17 @@ def main() -> None:
     ranks.check_identical(step.replicated())
     results.update({f"frozen/{name}": values for name, values in weights_of(step).items()})
     results.update({f"averaged/{name}": values for name, values in step.averaged_weights().items()})
+
+    # The same where gradients meet in the machine's memory.
+    if library() is not None:
+        shares = ranks.world > 1 and one_machine.meet(ranks)
+        results["shares"] = [shares]
+        sharing = new_step(config, ranks.world, frozen=True, share_memory=shares)
+        for update in range(UPDATES):
+            sharing(*(Tensor(column[share]) for column in global_batch(update)))
+            ranks.average_statistics(sharing.statistics())
+        ranks.check_identical(sharing.replicated())
+        results.update({f"shared/{name}": values for name, values in weights_of(sharing).items()})
 
     # An infinity in the last rank's images alone: all skip the update and halve the scale.
     before = weights_of(step)

@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,17 @@ import pytest
 from src.args import Config
 from src.data import create_dataset
 from src.distributed.ranks import Ranks
+from src.kernels.build import library
 from src.metrics import Totals
 from tests.conftest import ROOT, TINY, run_program
+from tests.mean_checks import SHAPES, gradients
 from tests.processes import alive, end_all, finished, says, started, wait_until
 from tests.rank_checks import BATCH
 from tests.test_launcher import children, environment, free_ports
 from tests.test_rank_table import table, written
 
 CHECKS = ROOT / "tests/rank_checks.py"
+MEAN_CHECKS = ROOT / "tests/mean_checks.py"
 TRAIN = ROOT / "scripts/run_distribute_train_cpu.sh"
 EVAL = ROOT / "scripts/run_distribute_eval_cpu.sh"
 
@@ -63,6 +68,21 @@ def test_two_ranks_and_one_give_the_same_update_where_batch_norm_is_frozen(ranks
         for name in names:
             np.testing.assert_allclose(result[name], single[name], rtol=2e-5, atol=2e-6, err_msg=name)
     assert all(np.array_equal(both[0][name], both[1][name]) for name in names)
+
+
+def test_two_ranks_and_one_give_the_same_update_where_gradients_meet_in_memory(ranks):
+    single, *both = ranks["1"] + ranks["2"]
+    names = [name for name in single if name.startswith("shared/")]
+    if library() is None:
+        pytest.skip("there is no C++ compiler")
+    assert {"shared/conv.weight", "shared/moments.conv.weight", "shared/bn.gamma", "shared/linear.bias"} <= set(names)
+    assert [result["shares"].tolist() for result in (single, *both)] == [[False], [True], [True]]
+    for result in both:
+        for name in names:
+            np.testing.assert_allclose(result[name], single[name], rtol=2e-5, atol=2e-6, err_msg=name)
+            assert np.array_equal(result[name], both[0][name])
+            of_mindspore = result[name.replace("shared", "frozen")]
+            assert np.array_equal(result[name], of_mindspore)  # halving is exact, and a sum of two has one order
 
 
 def test_two_ranks_and_one_give_the_same_averaged_weights(ranks):
@@ -135,6 +155,88 @@ def test_what_must_be_equal_and_is_not_is_an_error_that_names_the_ranks(ranks):
             f"answer: rank 1 and rank 0 differ (here: {42 + rank}), which must be the same on all"
         )
     assert ranks["1"][0]["unequal"][0] == "none"
+
+
+# Gradients that meet in the machine's memory.
+
+
+def averaged(folder: Path, world: int, what: str = "") -> subprocess.CompletedProcess:
+    """A job of mean_checks.py, which has ended."""
+    launcher = [sys.executable, "-m", "src.launcher.supervisor", "--workers", world, "--device_target", "CPU"]
+    command = [*launcher, "--folder", "rank", "--", sys.executable, MEAN_CHECKS, what]
+    try:
+        return finished(command, folder, timeout=150)
+    finally:
+        end_all(folder)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def means(request, tmp_path_factory) -> list[dict[str, np.ndarray]]:
+    """What each of 2 and 3 ranks has in the end."""
+    if library() is None:
+        pytest.skip("there is no C++ compiler")
+    folder = tmp_path_factory.mktemp("means")
+    run = averaged(folder, request.param)
+    assert run.returncode == 0, run.stdout
+    return [dict(np.load(folder / f"rank{rank}/results.npz")) for rank in range(request.param)]
+
+
+def test_means_in_shared_memory_are_bit_for_bit_the_same_on_all_ranks_whoever_comes_last(means):
+    first = means[0]
+    assert first["met"].all()
+    for number in range(len(SHAPES)):
+        want = first[f"mean/{number}/0/0"]
+        for result in means:
+            of_all = [result[f"mean/{number}/{mode}/{repeat}"] for mode in (0, 1) for repeat in range(4)]
+            assert all(values.tobytes() == want.tobytes() and values.shape == want.shape for values in of_all)
+    assert all(
+        result[f"alone/{mode}"].tobytes() == first["mean/0/0/0"].tobytes() for result in means for mode in (0, 1)
+    )
+
+
+def test_means_in_shared_memory_are_the_ranks_sum_in_their_order(means):
+    of_ranks = [gradients(rank, SHAPES) for rank in range(len(means))]
+    for number, values in enumerate(zip(*of_ranks)):
+        total = values[0]
+        for other in values[1:]:
+            total = total + other
+        want = total * np.float32(1 / len(means))
+        np.testing.assert_array_equal(means[0][f"mean/{number}/0/0"], want)
+
+
+def test_means_in_shared_memory_are_those_of_mindspore_s_all_reduce(means):
+    for result in means:
+        for number in range(len(SHAPES)):
+            own = [gradients(rank, SHAPES)[number] for rank in range(len(means))]
+            largest = np.max(np.abs(own), axis=0)
+            difference = np.abs(result[f"mean/{number}/1/0"] - result[f"theirs/{number}"])
+            assert (difference <= 3e-7 * largest).all()
+
+
+def test_a_rank_that_dies_while_gradients_are_averaged_ends_the_others_with_one_line(tmp_path):
+    if library() is None:
+        pytest.skip("there is no C++ compiler")
+    before = set(Path("/dev/shm").iterdir())
+    began = time.monotonic()
+    run = averaged(tmp_path, 2, "dies")
+    assert run.returncode == 128 + signal.SIGKILL
+    assert time.monotonic() - began < 60
+    log = (tmp_path / "rank0/log.txt").read_text()
+    said = [line for line in log.split("averaging\n")[1].splitlines() if "DISTRIBUTED" not in line]
+    assert said == ["error: rank 1 has ended in the middle of a step"]
+    assert "rank 1 ended with signal 9" in run.stdout
+    assert set(Path("/dev/shm").iterdir()) <= before
+    assert not alive(tmp_path)
+
+
+def test_ranks_that_cannot_share_memory_agree_on_that(tmp_path):
+    if library() is None:
+        pytest.skip("there is no C++ compiler")
+    run = averaged(tmp_path, 2, "elsewhere")
+    assert run.returncode == 0, run.stdout
+    for rank in range(2):
+        assert not np.load(tmp_path / f"rank{rank}/results.npz")["met"].any()
+        assert "the ranks share no memory (Permission denied)" in (tmp_path / f"rank{rank}/log.txt").read_text()
 
 
 def test_alone_nothing_is_exchanged():

@@ -22,7 +22,7 @@ class Operator(ops.Custom):
     Args:
         name: of the function.
         shape: from the inputs' shapes to the output's, or to a tuple of them.
-        outputs: how many.
+        outputs: how many; 0: as many as inputs.
         bprop: from inputs, output and its gradient to the inputs' gradients.
     """
 
@@ -30,7 +30,8 @@ class Operator(ops.Custom):
         def dtype(*kinds: ms.Type) -> Union[ms.Type, tuple]:
             if any(kind.element_type() != ms.float32 for kind in kinds):
                 raise TypeError(f"{name}: works on float32, not on {', '.join(map(str, kinds))}")
-            return ms.float32 if outputs == 1 else (ms.float32,) * outputs
+            count = outputs or len(kinds)
+            return ms.float32 if count == 1 else (ms.float32,) * count
 
         super().__init__(f"{library()}:{name}", shape, dtype, func_type="aot", bprop=bprop)
 
@@ -216,3 +217,12 @@ def momentum_update(count: int) -> Operator:
 def average_update(count: int) -> Operator:
     """decay (), then `count` averages, as many values: average = decay * average + (1 - decay) * value, in place."""
     return Operator("average", lambda *_: [1]).writing(1 + 2 * count, range(1, 1 + count))
+
+
+@functools.cache
+def mean_over_ranks() -> Operator:
+    """Any number of tensors to as many: the mean of what the ranks have there, bit for bit the same on all.
+
+    They must have met, `src.distributed.one_machine`; each waits there for the others.
+    """
+    return Operator("mean_over_ranks", lambda *tensors: tensors if len(tensors) > 1 else tensors[0], outputs=0)

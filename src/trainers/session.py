@@ -15,6 +15,7 @@ from mindspore import nn
 from src.args import Config
 from src.data.data_utils.modelarts import Outbox
 from src.data.imagenet import TrainBatches
+from src.distributed.one_machine import telling_of_lost_ranks
 from src.distributed.ranks import Ranks
 from src.errors import UserError
 from src.files import is_regular
@@ -135,6 +136,7 @@ class Session:
                 return
             yield self.cursor.epoch
 
+    @telling_of_lost_ranks()
     def run_epoch(self, feed: Feed) -> None:
         """Run the steps that are left of the epoch; save where that is due."""
         config, cursor = self.config, self.cursor

@@ -7,12 +7,24 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.kernels.operators import sum_of_squares
+from src.kernels.operators import mean_over_ranks, sum_of_squares
 from src.tools.optimizer import unchanging
 from src.trainers.average import Average
 from src.trainers.health import Health
 from src.trainers.loss_scale import LossScale
 from src.trainers.saturation import Saturation
+
+
+class MeanOverRanks(nn.Cell):
+    """`nn.DistributedGradReducer` for ranks that share memory: gradients to their means."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.mean = mean_over_ranks()
+
+    def construct(self, gradients: tuple) -> tuple:
+        means = self.mean(*gradients)
+        return means if isinstance(means, tuple) else (means,)
 
 
 class TrainOneStep(nn.Cell):
@@ -32,6 +44,7 @@ class TrainOneStep(nn.Cell):
         accumulation: batches whose gradients are averaged into one update.
         ema_decay: share of the averaged weights that stays at an update; 0: none are kept.
         native: use the kernels in `src.kernels` for the passes over all weights.
+        share_memory: the ranks have met as `src.distributed.one_machine` says, and average gradients there.
         float_status: where arithmetic saturates, what tells of an overflow: `src.trainers.saturation.FloatStatus`.
 
     Attributes:
@@ -51,6 +64,7 @@ class TrainOneStep(nn.Cell):
         accumulation: int = 1,
         ema_decay: float = 0.0,
         native: bool = False,
+        share_memory: bool = False,
         float_status: Optional[nn.Cell] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
@@ -68,8 +82,10 @@ class TrainOneStep(nn.Cell):
             self.accumulated = self.weights.clone(prefix="accumulated", init="zeros")
             self.batches = Parameter(Tensor(0, ms.int32), name="accumulated_batches")
         self.ranks = ranks
+        self.share_memory = share_memory
         if ranks > 1:
-            self.reduce = nn.DistributedGradReducer(self.weights, mean=True, degree=ranks)
+            own = MeanOverRanks() if share_memory else None
+            self.reduce = own or nn.DistributedGradReducer(self.weights, mean=True, degree=ranks)
         self.saturation = Saturation(float_status, ranks) if float_status else None
         self.differentiate = ops.value_and_grad(self._scaled_loss, None, self.weights, has_aux=True)
         self.native = native
