@@ -5,6 +5,7 @@ python export.py --pretrained ./ckpt_0/DDRNet23.ckpt --ddr_config CONFIG --devic
 
 import logging
 import tempfile
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -76,9 +77,10 @@ def main(argv: Optional[list[str]] = None) -> None:
             export_onnx(exported, temporary, images, spec, rest.dynamic_batch)
             check_onnx(network, temporary, images, path)
         else:
-            ms.export(exported, ms.Tensor(images), file_name=str(temporary), file_format=config.file_format)
+            with suppress(FileNotFoundError):  # where it wrote none, MindSpore fails to set that file's mode
+                ms.export(exported, ms.Tensor(images), file_name=str(temporary), file_format=config.file_format)
             spec["mindir_version"] = rest.mindir_version
-            if not temporary.exists():  # MindSpore says nothing
+            if not temporary.exists():
                 raise UserError(
                     f"file_format: {config.file_format}: MindSpore {ms.__version__} wrote no file on this chip; "
                     "AIR needs its GE backend, that of an Ascend 910A and not of a 910B; MINDIR serves on every device"
