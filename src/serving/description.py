@@ -7,7 +7,6 @@ A file that converter_lite made of an exported one is described as its original 
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 from src import __version__
 from src.errors import UserError, printable, run
-from src.files import open_regular, read_json, write_text
+from src.files import read_json, sha256_of, write_text
 
 if TYPE_CHECKING:
     from src.args import Config
@@ -119,14 +118,10 @@ def sha256(path: Path) -> str:
     Raises:
         UserError: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with open_regular(path) as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
+        return sha256_of(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    return digest.hexdigest()
 
 
 def main(argv: Optional[list[str]] = None) -> None:

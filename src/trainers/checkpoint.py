@@ -26,7 +26,7 @@ from mindspore import nn
 from src import __version__
 from src.args import Config, keys_that_change
 from src.errors import TrainingStopped, UserError
-from src.files import atomic_write, claim, is_regular, next_free, read_json, sweep, try_writing, write_text
+from src.files import atomic_write, claim, is_regular, next_free, read_json, sha256_of, sweep, try_writing, write_text
 from src.models.architectures import FLAVOURS
 from src.parameters import assign
 from src.trainers.train_one_step import TrainOneStep
@@ -375,15 +375,6 @@ def read_saved(path: Union[str, Path]) -> Saved:
     if digest != facts.get("weights_sha256"):
         raise UserError(f"{path}: is damaged (its SHA-256 is not the one in {state.name})")
     return Saved(path, facts, arrays)
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -149,8 +149,6 @@ class Session:
             if not self._told:
                 _log.info("first step %.1f s after the start", seconds_running())
                 self._told = True
-            if batches % config.accumulation_step:
-                continue
             cursor.done = batches // config.accumulation_step
             cursor.seconds = time.perf_counter() - started
             self.step.check_health()
@@ -189,6 +187,7 @@ class Session:
         averaged = self.step.averaged_weights()
         with holding(self.network, averaged):
             path = self.checkpoints.save_last(self.network)
+        beat(SAVING)
         self.outbox.send(last=True)
         _log.info("%s weights: %s", "averaged" if averaged else "last", path)
         if self.cursor.best >= 0:

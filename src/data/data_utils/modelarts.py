@@ -113,7 +113,10 @@ def stage(config: Config, writes: bool) -> tuple[Config, Outbox]:
     if not writes:
         return config.model_copy(update=local), Outbox()
     outputs = cache / f"outputs-{_short(config.train_url)}"
-    outputs.mkdir(parents=True, exist_ok=True)
+    try:
+        outputs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{error.filename or outputs}: cannot be made ({error.strerror})") from error
     local["train_url"] = str(outputs)
     outbox = Outbox(outputs, config.train_url)
     if config.resume:
