@@ -5,10 +5,9 @@ python eval.py --device_id 0 --device_target Ascend --ddr_config CONFIG --pretra
 
 import logging
 import sys
+from pathlib import Path
 from typing import Optional
 
-import mindspore as ms
-import numpy as np
 from tqdm import tqdm
 
 from src.args import parse_args
@@ -18,9 +17,9 @@ from src.data.data_utils.modelarts import stage
 from src.data.names import CLASSES, check_classes, classes_beside
 from src.data.settle import settle
 from src.distributed.join import expected_rank, join
-from src.errors import run
+from src.errors import UserError, run
 from src.evaluation.classify import classify
-from src.evaluation.evaluate import evaluate
+from src.evaluation.evaluate import RUNTIME, answering, evaluate
 from src.evaluation.flags import FLAGS
 from src.evaluation.names import find_class_names, with_words
 from src.evaluation.outputs import find_outputs, write_outputs
@@ -34,6 +33,10 @@ def main(argv: Optional[list[str]] = None) -> None:
     config, rest = parse_args(argv, "Evaluate a DDRNet classifier.", extra=FLAGS, beside_weights=True)
     outputs = find_outputs(config, rest, writes=expected_rank() == 0)
     config, _ = stage(config, writes=False)
+    if rest.beside and "data_url" not in rest.told and not rest.images and not Path(config.data_url).is_dir():
+        raise UserError(
+            f"data_url: {config.data_url}, as {rest.beside} says, is no folder here; --data_url DIR says where it is"
+        )
     config = settle(config)
     config, ranks = join(config)
     log.setLevel(logging.INFO if ranks.is_first else logging.WARNING)
@@ -42,12 +45,8 @@ def main(argv: Optional[list[str]] = None) -> None:
     network = build_classifier(config)
     if rest.images:
         if ranks.is_first:
-
-            def answer(images: np.ndarray) -> np.ndarray:
-                return network(ms.Tensor(images)).asnumpy()
-
             words = with_words(find_class_names(config), config.data_url)
-            sys.exit(classify(answer, rest.images, config, words, outputs.predictions))
+            sys.exit(classify(answering(network), rest.images, config, words, outputs.predictions))
         return
 
     val = create_dataset(config, "val", ranks.rank, ranks.world)
@@ -71,7 +70,7 @@ def main(argv: Optional[list[str]] = None) -> None:
         computed = {
             "precision": f"amp_level {config.amp_level}",
             "device": f"{config.device_target}, {config.device_num} process(es)",
-            "runtime": f"MindSpore {ms.__version__}",
+            "runtime": RUNTIME,
         }
         write_outputs(outputs, config, val, predictions, means, computed, log)
 

@@ -97,7 +97,7 @@ class Config(BaseModel):
 
     # data
     data_url: str = key("./data/imagenet", "folder with train/ and val/, each with a folder a class", "nothing")
-    set: str = key("ImageNet", "name of the data set, for the log", "nothing")
+    set: str = key("ImageNet", "name of the data set, for reports; '': its folder's", "nothing")
     listing_cache: str = key(
         "", "folder that keeps listings of large data sets; '': list them at every start", "nothing"
     )
@@ -349,8 +349,9 @@ def parse_args(
 
     Returns:
         The configuration, and a namespace with ddr_config, the extra flags, `given`, the set of the configuration's
-        keys that stood on the command line, `told`, the set of those and of the YAML file's, and `notes`, lines on what
-        differs from what the weights were trained with.
+        keys that stood on the command line, `told`, the set of those and of the YAML file's, `beside`, the
+        config.yaml beside the weights or '', and `notes`, lines on what differs from what the weights were trained
+        with.
 
     Raises:
         UserError: the file or a flag is wrong; the message names the key and what would be right.
@@ -386,7 +387,7 @@ def parse_args(
     _check(typed, "flag --")
     values.update(typed)
     rest.told = frozenset(values)
-    rest.notes = []
+    rest.notes, rest.beside = [], ""
     if beside_weights and values.get("pretrained"):
         beside = Path(Config(pretrained=values["pretrained"]).pretrained).parent / CONFIG_FILE
         if beside.is_file():
@@ -397,6 +398,8 @@ def parse_args(
                 for name in told
                 if Config(**{name: values[name]}) != Config(**{name: trained[name]})
             ]
+            rest.beside = str(beside)
+            trained["device_target"] = "auto"  # weights are used on other machines too
             values = {**{name: trained[name] for name in trained if name not in _OF_A_RUN}, **values}
     config = Config(**values)
     _check_together(config, purpose)

@@ -7,11 +7,13 @@ import time
 import numpy as np
 import pytest
 
+from src.args import Config
 from src.data import create_dataset, listing
 from src.data.imagenet import class_names
 from src.data.listing import list_folder
+from src.data.settle import settle
 from src.errors import UserError
-from tests.photos import make_config, make_folder
+from tests.photos import make_config, make_folder, photos
 
 
 def touch(folder, *names):
@@ -65,8 +67,8 @@ def error_of(config, split="train"):
 
 def test_missing_folders_are_named(tmp_path):
     assert str(tmp_path / "none") in error_of(make_config(tmp_path / "none"))
-    assert str(tmp_path / "train") in error_of(make_config(tmp_path))
-    assert str(tmp_path / "val") in error_of(make_config(tmp_path), "val")
+    assert f"{tmp_path}: has no train/" in error_of(make_config(tmp_path))
+    assert f"{tmp_path}: has no val/" in error_of(make_config(tmp_path), "val")
 
 
 def test_empty_folders_are_named(tmp_path):
@@ -308,3 +310,25 @@ def test_names_that_are_no_utf_8_or_forge_lines_are_listed_and_escaped(tmp_path,
     assert told.isprintable()
     touch(tmp_path / "data" / "val" / "a\nb", "1.jpg")
     assert "a\\nb: train/ has no class folder" in error_of(config, "val")
+
+
+@pytest.mark.parametrize(
+    ("folders", "data", "said"),
+    [
+        (["dog", "ship"], ".", "has neither train/ nor val/, but dog/, ship/: the folders of the classes go into"),
+        (["train/dog", "train/ship"], "train", "data_url is the folder above it"),
+        (["Train/dog", "Val/dog"], ".", "but Train/: rename that to train/"),
+        (["train/dog", "validation/dog"], ".", "has no val/, but validation/: rename that to val/"),
+        (["train/dog"], ".", "has no val/: move some images of each class there"),
+        ([], ".", "has neither train/ nor val/; it must hold train/ and val/"),
+        ([], "elsewhere", "no such folder; it must hold train/ and val/"),
+    ],
+)
+def test_another_layout_is_named_with_what_to_do(folders, data, said, tmp_path):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        photos()[0].crop((0, 0, 40, 40)).save(tmp_path / folder / "a.png")
+    config = Config(data_url=str(tmp_path / data), num_classes=0, batch_size=2)
+    with pytest.raises(UserError, match=said) as raised:
+        create_dataset(settle(config), "val")
+    assert str(raised.value).startswith("data_url: ")

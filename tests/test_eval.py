@@ -185,6 +185,8 @@ def test_two_ranks_write_what_one_writes(digits, weights, tmp_path):
     env = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(script, cwd=tmp_path / "two", capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "two" / "eval_parallel0" / "log.txt").read_text()
+    assert log.splitlines()[-1].startswith("Top5 acc: ") and done.stdout.splitlines()[-1] == log.splitlines()[-1]
     one, two = (read(tmp_path / name / "report" / "predictions.csv") for name in ("one", "two"))
     assert [(row["path"], row["label"], row["class_1"]) for row in one] == [
         (row["path"], row["label"], row["class_1"]) for row in two

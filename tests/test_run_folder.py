@@ -78,6 +78,21 @@ def test_what_differs_from_what_the_weights_were_trained_with_is_told(run):
     assert parse_args(["--pretrained", weights])[0].image_size == 224  # training starts from what it is told
 
 
+def test_weights_are_used_on_another_machine(copy, digits, tmp_path):
+    """The run came from a card, and the data lie elsewhere here."""
+    path = copy / "ckpt_0/config.yaml"
+    values = {**yaml.safe_load(path.read_text()), "device_target": "Ascend", "data_url": "elsewhere"}
+    path.write_text(yaml.safe_dump(values))
+    weights = copy / "ckpt_0/DDRNet23Slim.ckpt"
+    done = run_program("eval.py", "--pretrained", weights, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"error: data_url: elsewhere, as {path} says, is no folder here; --data_url DIR says where it is"
+    )
+    done = run_program("eval.py", "--pretrained", weights, "--data_url", digits, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("Top5 acc"), done.stderr
+
+
 def test_a_second_run_in_the_folder_is_refused_and_nothing_is_lost(copy, digits):
     before = {path.name: path.read_bytes() for path in (copy / "ckpt_0").iterdir() if path.is_file()}
     flags = ["--ddr_config", TINY, "--data_url", digits, "--epochs", 1]
@@ -142,7 +157,7 @@ def test_colours_are_measured_as_their_definition_has_it(tmp_path):
 def test_classes_are_counted_and_without_data_that_is_an_error(tmp_path):
     config = Config(data_url=str(photos(tmp_path, [(0, 0, 0)] * 4)), num_classes=0)
     assert settle(config).num_classes == 2
-    with pytest.raises(UserError, match="num_classes: is 0, which takes it from data_url"):
+    with pytest.raises(UserError, match="no such folder"):
         settle(config.model_copy(update={"data_url": str(tmp_path / "nowhere")}))
 
 

@@ -1,7 +1,8 @@
 """ImageNet-style data as batches: `train/` and `val/`, each with a folder a class, or packed as MindRecord."""
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Optional, overload
 
@@ -14,7 +15,7 @@ from src.data.listing import Samples, is_folder, list_classes, list_folder
 from src.data.loader import BufferPool, Prefetcher, clamp_workers
 from src.data.names import classes_beside
 from src.data.packed import PackedSamples, is_packed
-from src.errors import UserError
+from src.errors import UserError, printable
 
 if TYPE_CHECKING:  # the machine that serves reads data without pydantic
     from src.args import Config
@@ -61,8 +62,7 @@ def create_dataset(config: "Config", split: str, rank: int = 0, world: int = 1, 
         UserError: the folder is missing, empty or flat, its classes do not fit, or the batch does not.
     """
     root = Path(config.data_url)
-    if not is_folder(root):
-        raise UserError(f"data_url: {root}: no such folder; it must hold train/ and val/")
+    check_layout(root, (split,))
     if split == "train":
         samples = _open_split(root, "train", None, config.listing_cache)
         _check_classes(samples.classes, samples.folder, config.num_classes)
@@ -73,6 +73,43 @@ def create_dataset(config: "Config", split: str, rank: int = 0, world: int = 1, 
     samples = _open_split(root, "val", classes, config.listing_cache)
     _check_classes(samples.classes, samples.folder, config.num_classes)
     return EvalBatches(samples, config, rank, world, "val" if classes is None else source)
+
+
+def check_layout(root: Path, splits: Sequence[str] = ("train", "val")) -> None:
+    """Refuse a data folder that has none of these splits, and say what it has instead.
+
+    Raises:
+        UserError: it is missing, or laid out otherwise.
+    """
+    if not is_folder(root):
+        raise UserError(f"data_url: {root}: no such folder; it must hold train/ and val/, each with a folder a class")
+    if any(is_packed(root, split) or os.path.lexists(root / split) for split in splits):
+        return
+    missing = " nor ".join(f"{split}/" for split in splits)
+    fact = f"data_url: {root}: has no {missing}" if len(splits) == 1 else f"data_url: {root}: has neither {missing}"
+    folders = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    for split in splits:
+        for name in folders:
+            if name.lower() in _OTHER_NAMES[split]:
+                raise UserError(f"{fact}, but {name}/: rename that to {split}/")
+    if root.name in ("train", "val") and folders:
+        raise UserError(f"{fact}; data_url is the folder above it: {root.resolve().parent}")
+    if splits == ("val",) and is_folder(root / "train"):
+        raise UserError(f"{fact}: move some images of each class there; docs/own_photos.md has a command")
+    if folders:
+        shown = ", ".join(f"{printable(name, 60)}/" for name in folders[:3]) + (", ..." if len(folders) > 3 else "")
+        raise UserError(
+            f"{fact}, but {shown}: the folders of the classes go into {root}/train/, and some of each class's images "
+            f"into {root}/val/; docs/own_photos.md has a command"
+        )
+    raise UserError(f"{fact}; it must hold train/ and val/, each with a folder a class")
+
+
+# What other people and programs call a split, in lower case.
+_OTHER_NAMES = {
+    "train": ("train", "training", "train_images", "ilsvrc2012_img_train"),
+    "val": ("val", "valid", "validation", "test", "testing", "val_images", "ilsvrc2012_img_val"),
+}
 
 
 def open_train(config: "Config") -> Samples:

@@ -198,8 +198,10 @@ def clamp_workers(wanted: int) -> int:
     if wanted <= cores:
         return wanted
     if not _clamp_warned:
+        whose = "of this machine" if cores == os.cpu_count() else "that this process may use"
+        what, verb = ("core", "is") if cores == 1 else ("cores", "are")
         _log.warning(
-            "num_parallel_workers %d is more than the %d cores of this machine: %d are used", wanted, cores, cores
+            "num_parallel_workers %d is more than the %d %s %s: %d %s used", wanted, cores, what, whose, cores, verb
         )
         _clamp_warned = True
     return cores

@@ -9,7 +9,7 @@ import numpy as np
 from src.args import Config
 from src.data.augment.transforms import EvalTransform
 from src.data.image_files import UndecodableImage
-from src.data.imagenet import classes_in_data, open_train
+from src.data.imagenet import check_layout, classes_in_data, open_train
 from src.data.loader import clamp_workers
 from src.errors import UserError
 
@@ -28,9 +28,8 @@ def settle(config: Config) -> Config:
     if config.num_classes == 0:
         classes = classes_in_data(config)
         if classes is None:
-            raise UserError(
-                f"num_classes: is 0, which takes it from data_url, but {config.data_url} has neither train/ nor val/"
-            )
+            check_layout(Path(config.data_url))
+            raise UserError(f"num_classes: is 0, which takes it from the folders of {config.data_url}, which has none")
         config = config.model_copy(update={"num_classes": len(classes)})
         _log.info("num_classes: %d, from %s", len(classes), config.data_url)
     if "auto" in (config.mean, config.std):

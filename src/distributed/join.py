@@ -10,6 +10,7 @@ table (RANK_TABLE_FILE, RANK_ID, RANK_SIZE) gets the same: the table says where 
 cluster's scheduler. MindSpore never sees the table.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -90,6 +91,7 @@ def join(config: Config) -> tuple[Config, Ranks]:
             raise TemporaryFailure(
                 f"the {world} ranks did not meet ({first}); MindSpore's log above says more"
             ) from error
+        atexit.register(_leave_quietly)
         rank = communication.get_rank()
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=world)
     ms.set_seed(config.seed + 1)  # MindSpore refuses 0
@@ -175,6 +177,16 @@ def _start_scheduler(environment: dict[str, str]) -> None:
     guard = Guard(detached=True)
     guard.add(scheduler.pid)
     _guards.append(guard)
+
+
+def _leave_quietly() -> None:
+    """While MindSpore's cluster is taken down it writes two lines on what went well, whatever GLOG_v says, behind the
+    result. atexit runs this before MindSpore's own end, as it is registered after that.
+    """
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _number(name: str, default: int) -> int:

@@ -4,9 +4,16 @@ from collections.abc import Iterable
 from typing import Callable, Optional
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, __version__, nn
 
 from src.metrics import Totals
+
+RUNTIME = f"MindSpore {__version__}"
+
+
+def answering(network: nn.Cell) -> Callable[[np.ndarray], np.ndarray]:
+    """The network as a function of arrays: images, float32 (N, 3, H, W), to logits (N, C)."""
+    return lambda images: network(Tensor(images)).asnumpy()
 
 
 def evaluate(

@@ -113,7 +113,8 @@ def page(
     sections = "".join(
         f'<section id="{title.lower()}"><h2>{title}</h2>{content}</section>' for title, content in parts.items()
     )
-    title = f"{config.arch} on {config.set}: {means['top1']:.2%} top-1"
+    data = config.set or Path(config.data_url).resolve().name
+    title = f"{config.arch} on {data}: {means['top1']:.2%} top-1"
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -126,7 +127,7 @@ def page(
 </head>
 <body>
 <header>
-<h1>{text(config.arch)} on {text(config.set)}</h1>
+<h1>{text(config.arch)} on {text(data)}</h1>
 <p class="soft">{text(config.pretrained)}, evaluated {time.strftime("%d %B %Y, %H:%M %Z")}</p>
 <nav aria-label="Parts of this report">{links}</nav>
 </header>

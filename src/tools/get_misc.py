@@ -41,11 +41,13 @@ def describe(config: "Config", network: "nn.Cell", train: "Batches", val: "Batch
     lines = [f"  {name}: {value}" for name, value in config.model_dump().items() if value != defaults[name]]
     parameters = sum(parameter.size for parameter in network.trainable_params())
     peak = rates.max()
+    alone = [f"only one class, {train.classes[0]}: there is nothing to tell apart"] if len(train.classes) == 1 else []
     return [
         "configuration, where it differs from the defaults:",
         *lines,
         f"network: {config.arch}, {parameters:,} trainable parameters",
         f"data: {train.size:,} training and {val.size:,} validation images in {len(train.classes):,} classes",
+        *alone,
         f"learning rate: at most {peak:.6g}, for a global batch of {config.images_an_update:,}",
         f"updates: {len(rates):,}",
     ]
