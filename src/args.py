@@ -164,7 +164,7 @@ class Config(BaseModel):
     amp_level: Literal["O0", "O1", "O2", "O3", "auto"] = key(
         "O2",
         "float16: O0 nowhere, O1 convolutions, O2 all but the classifier, O3 all; auto: O2, on the CPU O0 with "
-        "convolutions in bfloat16 where it has the instructions",
+        "convolutions in bfloat16 where that is faster",
     )
     cpu_kernels: Literal["native", "mindspore"] = key(
         "native",
