@@ -1,6 +1,7 @@
 """What the tests share: a real data set, and programs run as a user runs them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests" / "tiny.yaml"
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup has had ignored, the programs under test would ignore too
 
 
 def write_digits(folder: Path) -> Path:

@@ -47,9 +47,8 @@ def test_names_and_commands_of_any_bytes_are_written_and_read_again(tmp_path):
     write_run(tmp_path, config, classes, "python train.py --set 'a\nb\x1b' --data_url 'photos \udce9' " + "x" * 99_999)
     weights = str(tmp_path / "DDRNet23.ckpt")
     assert classes_beside(weights) == classes
-    assert parse_args(["--pretrained", weights], beside_weights=True)[0] == config.model_copy(
-        update={"pretrained": weights}
-    )
+    expected = config.model_copy(update={"pretrained": weights, "device_target": "auto"})
+    assert parse_args(["--pretrained", weights], beside_weights=True)[0] == expected
     command = (tmp_path / "config.yaml").read_text().splitlines()[1]
     assert command.startswith(r"# python train.py --set 'a\nb\x1b' --data_url 'photos \udce9' x")
 
