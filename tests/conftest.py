@@ -33,12 +33,12 @@ def write_digits(folder: Path) -> Path:
 
 # What compiles whole networks, or starts training runs, ranks, compilers or fuzzers; all other files are `fast`.
 PROCESS = {
-    "test_channels_last", "test_compile_cache", "test_distributed", "test_documents", "test_documents_run", "test_eval",
-    "test_file_systems", "test_fuzz_readers", "test_image_files", "test_infer_310", "test_infer_310_preprocess",
-    "test_kernels", "test_kernels_build", "test_launcher", "test_launcher_faults", "test_mindir", "test_modelarts",
-    "test_models", "test_onnx", "test_onnx_programs", "test_onnx_rules", "test_precision", "test_prepare_imagenet", "test_programs",
-    "test_recipe_against_pytorch", "test_resume", "test_run_folder", "test_saturation", "test_summary",
-    "test_train_one_step", "test_weights",
+    "test_channels_last", "test_compile_cache", "test_distributed", "test_documents", "test_documents_run",
+    "test_eval", "test_file_systems", "test_fuzz_readers", "test_image_files", "test_infer_310",
+    "test_infer_310_preprocess", "test_kernels", "test_kernels_build", "test_launcher", "test_launcher_faults",
+    "test_mindir", "test_modelarts", "test_models", "test_onnx", "test_onnx_programs", "test_onnx_rules",
+    "test_precision", "test_prepare_imagenet", "test_programs", "test_recipe_against_pytorch", "test_resume",
+    "test_run_folder", "test_saturation", "test_summary", "test_train_one_step", "test_weights",
 }  # fmt: skip
 
 
