@@ -77,8 +77,12 @@ def convert(paths: list[Path], folder: Path) -> int:
         How many were written.
 
     Raises:
-        UserError: one cannot be written.
+        UserError: one cannot be written, or the folder holds what no earlier run has written.
     """
+    strange = [path for path in folder.glob("*") if not path.is_dir()]
+    strange += [path for path in folder.glob("*/*") if path.is_dir() or len(path.suffixes) < 2 or path.suffix != ".png"]
+    if strange:
+        raise UserError(f"{strange[0]}: was not written by an earlier run; name another --result_path, or move it away")
     shutil.rmtree(folder, ignore_errors=True)
     written = 0
     for path in paths:

@@ -11,8 +11,10 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
+from preprocess import convert
 from src.data import load_eval_image
 from src.data.augment.transforms import UndecodableImage, decode
+from src.errors import UserError
 from tests.infer_310 import PROJECT, build, eval_config, picture, spec
 
 STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
@@ -197,3 +199,15 @@ def test_mutated_images_crash_nothing_under_sanitizers(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     decoded = int(done.stdout.split()[1])
     assert 40 < decoded < 360, "mutations should neither all break the images nor all be harmless"
+
+
+@pytest.mark.parametrize("own", ["cat/photo.png", "notes.txt", "cat/more/a.bmp.png"])
+def test_a_folder_that_no_earlier_run_has_written_is_not_removed(own, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
+    assert convert([tmp_path / "a.bmp"], tmp_path / "converted") == 1
+    assert convert([], tmp_path / "converted") == 0 and not (tmp_path / "converted").exists()
+    (tmp_path / "converted" / own).parent.mkdir(parents=True)
+    (tmp_path / "converted" / own).write_text("mine")
+    with pytest.raises(UserError, match=Path(own).parts[-1] if own != "cat/more/a.bmp.png" else "more"):
+        convert([tmp_path / "a.bmp"], tmp_path / "converted")
+    assert (tmp_path / "converted" / own).read_text() == "mine"
