@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -93,6 +94,19 @@ def bfloat16(request):
         pytest.skip("the processor has no tiles")
     yield True
     use_tiles(True)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is Intel's")
+def test_bfloat16_is_chosen_without_tiles_on_other_processors_than_intel_s_alone():
+    facts = Path("/proc/cpuinfo").read_text()
+    library = ctypes.CDLL(str(build.library()))
+    try:
+        assert use_tiles(False) is False
+        assert bool(library.ddrnet_has_bfloat16()) == ("avx512_bf16" in facts and "GenuineIntel" not in facts)
+    finally:
+        tiles = use_tiles(True)
+    assert not tiles or "amx_bf16" in facts
+    assert build.has_bfloat16() == (tiles or ("avx512_bf16" in facts and "GenuineIntel" not in facts))
 
 
 in_each_precision = pytest.mark.parametrize("bfloat16", ["", "vectors", "tiles"], indirect=True)

@@ -16,7 +16,7 @@ from src.evaluation.confusion import draw_confusion
 from src.evaluation.mistakes import draw_mistakes, surest_mistakes
 from src.evaluation.names import with_words
 from src.evaluation.predictions import Predictions
-from src.evaluation.report import Evaluation, find_curves, write_report
+from src.evaluation.report import Evaluation, _rates_of, find_curves, write_report
 from src.tools.schedulers import learning_rates
 from tests.photos import make_config
 
@@ -202,3 +202,7 @@ def test_words_stand_for_names_where_a_table_has_them(tmp_path):
     assert with_words(names, str(tmp_path)) == ["tench", "crane (n2)", "crane (n3)", "n4"]
     (tmp_path / "names.csv").write_bytes(b"\xff\xfe\0")
     assert with_words(names, str(tmp_path)) == names
+
+
+def test_a_record_of_more_updates_than_any_run_has_draws_no_schedule(tmp_path):
+    assert _rates_of([{"epoch": 1, "step": 10**12, "lr": 0.1}], make_config(tmp_path)) is None

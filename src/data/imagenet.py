@@ -87,7 +87,10 @@ def check_layout(root: Path, splits: Sequence[str] = ("train", "val")) -> None:
         return
     missing = " nor ".join(f"{split}/" for split in splits)
     fact = f"data_url: {root}: has no {missing}" if len(splits) == 1 else f"data_url: {root}: has neither {missing}"
-    folders = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    try:
+        folders = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"data_url: {root}: cannot be read ({error.strerror})") from error
     for split in splits:
         for name in folders:
             if name.lower() in _OTHER_NAMES[split]:

@@ -33,14 +33,16 @@ def evaluate(
     flags = [(cell, cell.training) for _, cell in network.cells_and_names()]  # frozen parts have their own
     network.set_train(False)
     totals = Totals()
-    for images, labels in batches:
-        before = totals.images
-        logits = network(Tensor(images)).asnumpy()
-        totals.add(logits, labels)
-        if collect:
-            collect(logits, labels)
-        if report:
-            report(totals.images - before)
-    for cell, training in flags:
-        cell.training = training
+    try:
+        for images, labels in batches:
+            before = totals.images
+            logits = network(Tensor(images)).asnumpy()
+            totals.add(logits, labels)
+            if collect:
+                collect(logits, labels)
+            if report:
+                report(totals.images - before)
+    finally:
+        for cell, training in flags:
+            cell.training = training
     return totals

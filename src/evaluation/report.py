@@ -177,7 +177,10 @@ def _rates_of(records: list[dict[str, Any]], config: Config) -> Optional[np.ndar
     step, epoch = last.get("step"), last["epoch"]
     if not isinstance(step, int) or step <= 0 or epoch <= 0 or step % epoch or epoch > config.epochs:
         return None
-    rates = learning_rates(config, step // epoch)
+    try:
+        rates = learning_rates(config, step // epoch)
+    except UserError:  # more updates than any run has: the record is damaged
+        return None
     return rates if all(_has(rates, record.get("step"), record.get("lr")) for record in records) else None
 
 

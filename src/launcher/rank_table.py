@@ -24,11 +24,7 @@ from src.files import read_json, read_text
 
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
 MOST_BYTES = 1 << 24  # a table of 10,000 cards has 2 MB
-CONTAINER_ADDRESSES = (
-    "container_ip",
-    "pod_ip",
-    "server_ip",
-)  # where server_id is the machine's, as MindCluster writes it
+CONTAINER_ADDRESSES = ("container_ip", "pod_ip", "server_ip")  # beside a machine's server_id, as MindCluster writes
 
 
 @dataclass(frozen=True)
