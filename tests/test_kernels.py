@@ -171,6 +171,24 @@ def test_a_convolution_finishes_with_bias_shortcut_and_relu(shape, out, kernel, 
     np.testing.assert_allclose(got, want, atol=1e-6 * np.abs(want).max())
 
 
+@in_each_precision
+@pytest.mark.parametrize("channels", [20, 32])
+def test_what_an_operator_left_in_scratch_memory_does_not_reach_the_next(channels, bfloat16):
+    """The memory is used again: numbers that are none, of one that had more pixels, would spread."""
+    operator = operators.convolution(1, False, False, bfloat16)
+
+    def gradients(x: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
+        found = ops.grad(lambda x, w: operator(x, w).sum(), (0, 1))(Tensor(x), Tensor(weight))
+        return [operator(Tensor(x), Tensor(weight)).asnumpy(), *(each.asnumpy() for each in found)]
+
+    x, weight = noise(1, 5, 5, channels), noise(48, channels, 3, 3)
+    want = gradients(x, weight)
+    nothing = np.full((8, 20, 20, channels), np.nan, np.float32)
+    gradients(nothing, np.full_like(weight, np.nan))
+    for got, expected in zip(gradients(x, weight), want):
+        np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_images_become_channels_last(channels):
     images = noise(3, channels, 67, 65)
