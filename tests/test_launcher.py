@@ -10,6 +10,7 @@ import time
 import pytest
 
 from src.launcher.job import share_of_cores
+from src.launcher.link import SILENCE
 from tests.processes import ROOT, alive, end_all, finished, says, started, wait_until
 from tests.test_rank_table import WRONG, table, written
 
@@ -311,10 +312,12 @@ def servers(job, tmp_path):
     path = written(tmp_path, content)
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports())}
 
-    def start(what: str, who="all", *options: str) -> list[subprocess.Popen]:
+    def start(what: str, who="all", *options: str, silence: float = SILENCE) -> list[subprocess.Popen]:
+        begin = f"from src.launcher import link, supervisor; link.SILENCE = {silence}; supervisor.run(supervisor.main)"
         processes = []
         for server in ("127.0.0.1", "127.0.0.2"):
             command = job(what, who, *options, rank_table=path)
+            command[1:3] = ["-c", begin]
             processes.append(started(command, tmp_path, SERVER_ID=server, **common))
         return processes
 
@@ -338,15 +341,38 @@ def test_a_killed_launcher_ends_the_other_servers(servers, tmp_path):
     assert says(tmp_path / "output.txt", "the launcher of server 0 has gone")()
 
 
+def test_launchers_that_stood_still_for_a_while_lose_nothing(servers, tmp_path):
+    """As on machines that swap or are paused; one alone, then both at once."""
+    processes = servers("wait", silence=10)
+    both_ready(tmp_path)
+    both_ready(tmp_path, 2)
+    for seconds, still in ((4, processes[1:]), (11, processes)):
+        for process in still:
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        for process in still:
+            process.send_signal(signal.SIGCONT)
+    time.sleep(2)
+    assert [process.poll() for process in processes] == [None, None], (tmp_path / "output.txt").read_text()
+    processes[0].terminate()
+    assert [process.wait(LIMIT) for process in processes] == [128 + signal.SIGTERM] * 2
+    assert not says(tmp_path / "output.txt", "silent")()
+
+
 def test_a_server_that_falls_silent_ends_the_others(servers, tmp_path):
-    processes = servers("wait")
+    processes = servers("wait", silence=3)
     both_ready(tmp_path)
     both_ready(tmp_path, 2)
     processes[1].send_signal(signal.SIGSTOP)  # as a server without power: its connection stays open
     assert processes[0].wait(LIMIT) == 75
-    assert says(tmp_path / "output.txt", "server 1 has been silent")()
+    assert says(tmp_path / "output.txt", "server 1 has been silent for 3 s")()
     processes[1].kill()
     wait_until(lambda: not alive(tmp_path), LIMIT, "all ranks end")
+
+
+def test_silence_counts_as_death_after_minutes():
+    """Longer than machines pause and disks stall, shorter than a rank's HANG_LIMIT."""
+    assert 2 * 60 <= SILENCE <= 10 * 60
 
 
 def test_a_signal_to_one_server_stops_all(servers, tmp_path):

@@ -1,7 +1,9 @@
 """The link between the launchers of several servers: each hears within seconds when another fails, stops or dies.
 
 The first server's launcher listens; the others connect to it and it passes on what one of them says. Messages are lines
-of JSON. Silence counts as death, as a server without power closes no connection.
+of JSON. A launcher's death closes its connection, which shows at once. A server without power closes none; so silence
+counts as death too, but only after minutes: a launcher that stood still for a while, as on a machine that swaps, is
+paused or waits for a disk, has lost nothing, and its ranks go on meanwhile.
 
 Whoever connects must prove that it knows the job's key (`src.launcher.job`), by an HMAC over a number that the listener
 has just drawn (challenge and response, as in RFC 2195), and the listener proves the same to it; so nobody else takes a
@@ -22,7 +24,7 @@ from src.errors import TemporaryFailure, UserError
 from src.launcher.job import Job
 
 BEAT = 2.0  # seconds between two signs of life
-SILENCE = 15.0  # seconds without one after which a server counts as dead
+SILENCE = 300.0  # seconds without one after which a server counts as dead
 JOIN_LIMIT = 1800.0  # seconds in which all servers must come, MindSpore's own MS_TOPO_TIMEOUT
 HELLO_LIMIT = 5.0  # seconds in which whoever connects must have said who it is
 MOST_STRANGERS = 64  # connections that have not done so yet
@@ -104,7 +106,8 @@ class Link:
         self.attempt = attempt
         self._relays = relays
         self._peers = dict(peers or {})
-        self._heard = dict.fromkeys(self._peers, time.monotonic())
+        self._looked = time.monotonic()
+        self._heard = dict.fromkeys(self._peers, self._looked)
         self._done: set[Connection] = set()
         self._gone: set[Connection] = set()
         self._said_done = False
@@ -114,6 +117,9 @@ class Link:
         """What has been said since the last call."""
         news = News()
         now = time.monotonic()
+        if now - self._looked > 2 * BEAT:  # it was this launcher that stood still, perhaps all of them
+            self._heard = dict.fromkeys(self._peers, now)
+        self._looked = now
         if now - self._beaten > BEAT:
             self._beaten = now
             self._tell({})
