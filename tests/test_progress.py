@@ -8,7 +8,8 @@ import termios
 
 import pytest
 
-from src.tools.callback import clock, fitting
+from src.tools import callback
+from src.tools.callback import Progress, clock, fitting
 from tests.conftest import ROOT
 
 SHOW = """
@@ -75,6 +76,20 @@ def test_a_line_of_the_log_is_not_written_through_the_bar():
     lines = [line.split("\r")[-1].rstrip() for line in shown(80).split("\r\n")]
     assert "a line of the log" in lines
     assert "the end" in lines
+
+
+def test_the_first_step_with_its_compilation_tells_nothing_of_the_speed(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(callback.time, "perf_counter", lambda: now[0])
+    progress = Progress(steps=7, epochs=3, images=16, log_every=1)
+    progress.start(1)
+    progress.compiling()
+    for done, now[0] in [(1, 120.0), (2, 120.5), (3, 121.0)]:
+        progress.step(done, 1.5, 0.1)
+    first, second, third = capsys.readouterr().out.splitlines()[1:]
+    assert first == "epoch 1/3 step 1/7 loss 1.5000 lr 0.1"
+    assert second.endswith(" 32.0 img/s (data wait 0 ms) 0:10 left, 0:02 of the epoch")
+    assert " 32.0 img/s " in third
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def draw_preview(config: Config, rows: int = 6, cell: int = 160) -> Image.Image:
     colours = [tuple(map(float, values)) for values in (config.mean, config.std)]
     for column, (image, target) in enumerate(zip(images, targets)):
         shares = [
-            f"{target[label]:.2f} {class_label(train.classes[label], label)}"
+            f"{target[label]:.0%} {class_label(train.classes[label], label)}"
             for label in np.argsort(-target, kind="stable").tolist()
             if target[label] > 0
         ]

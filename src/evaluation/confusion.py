@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from src.evaluation.predictions import UNKNOWN, Predictions, write_table
-from src.pictures import class_label, font_families
+from src.pictures import class_label, font_families, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,7 +146,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
             _plot_labelled(part, matrix[np.ix_(chosen, chosen)], images[chosen], [labels[index] for index in chosen])
             part.set_title(f"The {len(chosen)} classes with the commonest mistakes, by number of images")
             _plot_mistakes(figure, whole, matrix, order)
-        figure.savefig(stream, format="png")
+        figure.savefig(stream, format="png", bbox_inches="tight", pad_inches=0.08)
     return stream.getvalue()
 
 
@@ -181,7 +181,8 @@ def _plot_labelled(axes: "Axes", matrix: np.ndarray, images: np.ndarray, labels:
     for row, column in np.argwhere(matrix).tolist():
         colour = "white" if brightness[row, column] < 0.55 else "black"
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=size, color=colour)
-    turned = 90 if max(map(len, labels)) > 3 else 0
+    room = 72 * (0.9 / len(matrix) + 0.34)  # points that a column takes, about
+    turned = 90 if max(text_width(label, 8) for label in labels) > room else 0
     axes.set_xticks(diagonal, labels, rotation=turned, fontsize=8)
     axes.set_yticks(diagonal, labels, fontsize=8)
     axes.set_xticks(diagonal[1:] - 0.5, minor=True)
@@ -216,6 +217,8 @@ def _plot_mistakes(figure: "Figure", axes: "Axes", matrix: np.ndarray, order: np
     axes.plot([-0.5, edge], [-0.5, edge], color="#4269d0", linewidth=0.5)
     axes.set_xlim(-0.5, edge)
     axes.set_ylim(edge, -0.5)
+    axes.set_xticks([])  # a place in this order is no class's number
+    axes.set_yticks([])
     axes.set_facecolor("#fafafa")
     added = f", {together} x {together} classes a point" if together > 1 else ""
     axes.set_title(f"All mistakes{added}; classes alike stand together")

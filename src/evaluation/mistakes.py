@@ -26,10 +26,15 @@ def surest_mistakes(predictions: Predictions, most: int = MOST) -> list[int]:
     return wrong[order[:most]].tolist()
 
 
+def sureness(share: float) -> str:
+    """How sure a wrong answer was: never 100 %, which it cannot have been."""
+    return f"{min(share, 0.999):.1%} sure"
+
+
 def draw_mistakes(
     samples: Samples, predictions: Predictions, indices: Sequence[int], names: Sequence[str]
 ) -> Image.Image:
-    """A sheet of images, each with what it shows by its label, what it is taken for, and its file's name."""
+    """A sheet of images, each with what it is taken for, its label, how sure the answer was, and its file's name."""
     height = _CELL + 3 * _LINE + 8
     columns = min(_COLUMNS, max(len(indices), 3))
     rows = max(1, -(-len(indices) // columns))
@@ -45,9 +50,9 @@ def draw_mistakes(
         file = printable(samples.path(index).rpartition("/")[2])
         for line, (text, colour) in enumerate(
             [
-                (f"{predictions.shares[index, 0]:.1%} sure: {class_label(names[answer], answer)}", "#b3261e"),
+                (f"answer: {class_label(names[answer], answer)}", "#b3261e"),
                 (f"label: {class_label(names[label], label)}", "#1f3b73"),
-                (class_label(file, index), "#666666"),
+                (f"{sureness(predictions.shares[index, 0])}, {class_label(file, index)}", "#666666"),
             ]
         ):
             draw_text(draw, (x, y + _CELL + 4 + line * _LINE), text, _LETTER, _CELL, fill=colour)

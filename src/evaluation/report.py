@@ -24,7 +24,7 @@ from src.evaluation.confusion import (
     write_class_scores,
     write_confusion,
 )
-from src.evaluation.mistakes import data_uri, draw_mistakes, surest_mistakes, thumbnail_uri
+from src.evaluation.mistakes import data_uri, draw_mistakes, sureness, surest_mistakes, thumbnail_uri
 from src.evaluation.predictions import UNKNOWN, Predictions, write_predictions
 from src.files import atomic_write, write_text
 from src.tools.schedulers import learning_rates
@@ -212,7 +212,7 @@ def _tiles(evaluation: Evaluation, scores: list[ClassScore]) -> str:
 
 
 def _mistakes(evaluation: Evaluation, mistakes: list[int]) -> str:
-    predictions, samples = evaluation.predictions, evaluation.samples
+    predictions, samples, words = evaluation.predictions, evaluation.samples, evaluation.words
     unanswered = int((predictions.classes[:, 0] == UNKNOWN).sum())
     numberless = f"<p>{unanswered:,} images have no answer, as a logit was not finite.</p>" if unanswered else ""
     if not mistakes:
@@ -225,13 +225,14 @@ def _mistakes(evaluation: Evaluation, mistakes: list[int]) -> str:
         file = samples.path(index).rpartition("/")[2]
         items.append(
             f'<li><div class="frame"><img src="{uri}"{pixels} alt="Image {text(file)}"></div>'
-            f'<span class="says">{_name(evaluation, answer)}, {predictions.shares[index, 0]:.1%} sure</span>'
-            f"<span>label: {_name(evaluation, label)}</span>"
-            f'<span class="file"><bdi>{text(file)}</bdi></span></li>'
+            f'<span class="says" title="{text(words[answer])}">{_name(evaluation, answer)}</span>'
+            f'<span title="{text(words[label])}">label: {_name(evaluation, label)}</span>'
+            f'<span class="soft">{sureness(predictions.shares[index, 0])}</span>'
+            f'<span class="file" title="{text(file)}"><bdi>{text(file)}</bdi></span></li>'
         )
     return (
-        f"{numberless}<p>The {len(items)} wrong answers that the network was surest of. Look for wrong labels and for "
-        f'classes that overlap first.</p><ul class="mistakes">{"".join(items)}</ul>'
+        f"{numberless}<p>The {len(items)} wrong answers that the network was surest of, in red what it said. Look for "
+        f'wrong labels and for classes that overlap first.</p><ul class="mistakes">{"".join(items)}</ul>'
     )
 
 

@@ -37,6 +37,7 @@ class Progress:
         self.steps, self.epochs, self.images, self.log_every, self.quiet = steps, epochs, images, log_every, quiet
         self.bar: Optional[tqdm] = None
         self.log_beside_bar = ExitStack()
+        self.compiles = False
 
     def start(self, epoch: int, done: int = 0) -> None:
         """Begin an epoch, counted from 1, of which `done` updates are behind."""
@@ -45,7 +46,8 @@ class Progress:
         self._open(f"epoch {epoch}/{self.epochs}", self.steps, done)
 
     def compiling(self) -> None:
-        """The first step is about to be compiled, which takes a while."""
+        """The first step is about to be compiled, which takes a while, and tells nothing of the others' speed."""
+        self.compiles = True
         if self.bar is not None:
             self.bar.set_postfix_str("compiling the step")
         elif not self.quiet:
@@ -55,27 +57,30 @@ class Progress:
         """`done` updates of the epoch are behind, the last with this loss; a step waits `wait_ms` for its data."""
         advanced, self.done = done - self.done, done
         due = done // self.log_every > self.told_done // self.log_every or done == self.steps
-        if self.quiet or not (self.bar is not None or due):
-            return
-        seconds = max(time.perf_counter() - self.told_time, 1e-9) / (done - self.told_done)
-        epoch_left = clock(seconds * (self.steps - done))
-        left = clock(seconds * (self.steps * (self.epochs - self.epoch + 1) - done))
-        speed = self.images / seconds
         if self.bar is not None:
             # What matters most comes first; the rest is shown where the terminal is wide enough.
-            parts = [f"loss {loss:.3f}", f"{speed:.{0 if speed >= 100 else 1}f} img/s", f"{left} left"]
-            parts += [f"epoch {epoch_left}", f"wait {wait_ms:.0f} ms", f"lr {lr:.3g}"]
+            parts = [f"loss {loss:.3f}"]
+            if not self.compiles:
+                speed, left, epoch_left = self._pace(done)
+                parts += [f"{speed:.{0 if speed >= 100 else 1}f} img/s", f"{left} left", f"epoch {epoch_left}"]
+            parts += [f"wait {wait_ms:.0f} ms", f"lr {lr:.3g}"]
             self.bar.set_postfix_str(fitting(parts, self._room()), refresh=False)
             self.bar.update(advanced)
-        if due:
-            if self.bar is None:
-                place = f"epoch {self.epoch}/{self.epochs} step {done}/{self.steps}"
-                times = f"{left} left, {epoch_left} of the epoch"
-                print(
-                    f"{place} loss {loss:.4f} lr {lr:.4g} {speed:.1f} img/s (data wait {wait_ms:.0f} ms) {times}",
-                    flush=True,
-                )
-            self.told_done, self.told_time = done, time.perf_counter()
+        elif due and not self.quiet:
+            line = f"epoch {self.epoch}/{self.epochs} step {done}/{self.steps} loss {loss:.4f} lr {lr:.4g}"
+            if not self.compiles:
+                speed, left, epoch_left = self._pace(done)
+                line += f" {speed:.1f} img/s (data wait {wait_ms:.0f} ms) {left} left, {epoch_left} of the epoch"
+            print(line, flush=True)
+        if due or self.compiles:
+            self.told_done, self.told_time, self.compiles = done, time.perf_counter(), False
+
+    def _pace(self, done: int) -> tuple[float, str, str]:
+        """Images a second since the last line, and the time that is left of the run and of the epoch."""
+        seconds = max(time.perf_counter() - self.told_time, 1e-9) / (done - self.told_done)
+        epoch_left = seconds * (self.steps - done)
+        left = epoch_left + seconds * self.steps * (self.epochs - self.epoch)
+        return self.images / seconds, clock(left), clock(epoch_left)
 
     def end(self) -> None:
         """End the bar."""

@@ -37,8 +37,9 @@ def output_folder(config: "Config") -> Path:
 
 def describe(config: "Config", network: "nn.Cell", train: "Batches", val: "Batches", rates: "np.ndarray") -> list[str]:
     """What a run is about to do, in lines: the configuration and what follows from it."""
-    defaults = type(config)().model_dump()
-    lines = [f"  {name}: {value}" for name, value in config.model_dump().items() if value != defaults[name]]
+    defaults = type(config)().model_dump(mode="json")
+    values = config.model_dump(mode="json").items()
+    lines = [f"  {name}: {value if value != '' else repr(value)}" for name, value in values if value != defaults[name]]
     parameters = sum(parameter.size for parameter in network.trainable_params())
     peak = rates.max()
     alone = [f"only one class, {train.classes[0]}: there is nothing to tell apart"] if len(train.classes) == 1 else []
