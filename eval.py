@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from src.args import parse_args
 from src.assembly import build_classifier
+from src.console import bar_size
 from src.data import create_dataset
 from src.data.data_utils.modelarts import stage
 from src.data.names import CLASSES, check_classes, classes_beside
@@ -56,7 +57,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     if val.classes_from == "val":
         log.info("classes: from val/, as there is no train/")
     predictions = outputs.collector(len(val.classes))
-    with tqdm(total=val.size, unit="img", disable=None if ranks.world == 1 else True) as bar:
+    with tqdm(total=val.size, unit="img", disable=None if ranks.world == 1 else True, **bar_size()) as bar:
 
         def evaluated(images: int) -> None:
             beat()

@@ -11,6 +11,7 @@ from typing import Optional
 from tqdm import tqdm
 
 from src.args import OF_THE_NETWORK, Config, parse_args, with_values
+from src.console import bar_size
 from src.data import create_dataset
 from src.data.data_utils.modelarts import stage
 from src.data.names import check_classes
@@ -49,7 +50,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     if val.classes_from == "val":
         log.info("classes: from val/, as there is no train/")
     totals, predictions = Totals(), outputs.collector(len(val.classes))
-    with tqdm(total=val.size, unit="img", disable=None) as bar:
+    with tqdm(total=val.size, unit="img", disable=None, **bar_size()) as bar:
         for images, labels in val.epoch():
             logits = network(images)
             totals.add(logits, labels)

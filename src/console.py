@@ -63,6 +63,28 @@ class Unbreakable:
         return getattr(self._stream, name)
 
 
+def columns() -> int:
+    """Of the terminal that standard error is; 80 where there is none, or where it does not say, as in a container."""
+    return _size() or 80
+
+
+def bar_size() -> dict[str, Any]:
+    """What tells tqdm how large its bars are: as the terminal is, also once that changes.
+
+    tqdm draws nothing where a terminal's size is 0, as in a container and on a serial line.
+    """
+    return {"dynamic_ncols": True} if _size() else {"ncols": columns(), "nrows": 24}
+
+
+def _size() -> int:
+    """The columns of the terminal that standard error is; 0 where it does not say them, or its lines."""
+    try:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return 0
+    return size.columns if size.lines else 0
+
+
 def make_unbreakable() -> None:
     """From now on sys.stdout and sys.stderr are Unbreakable."""
     for name in ("stdout", "stderr"):

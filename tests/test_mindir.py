@@ -3,7 +3,6 @@
 import mindspore as ms
 import numpy as np
 import pytest
-import torch
 from mindspore import Tensor, nn, ops
 from mindspore.train import mind_ir_pb2 as mindir
 
@@ -102,6 +101,7 @@ def test_dropping_half_pixel_centres_would_show_in_the_logits():
 
 @pytest.mark.parametrize("size", [(12, 20), (7, 5), (6, 10), (3, 31)])
 def test_half_pixel_resizing_is_rewritten_as_products_that_compute_the_same(size, tmp_path):
+    torch = pytest.importorskip("torch")
     path = write_mindir(HalfPixel(size), tmp_path / "half.mindir")
     lowered = tmp_path / "lowered.mindir"
     lower_mindir(str(path), str(lowered))
@@ -115,6 +115,7 @@ def test_half_pixel_resizing_is_rewritten_as_products_that_compute_the_same(size
 
 @pytest.mark.parametrize(("size_in", "size_out"), [(4, 8), (7, 14), (5, 13), (9, 4), (1, 6), (6, 6)])
 def test_the_half_pixel_matrix_is_torchs_interpolation(size_in, size_out):
+    torch = pytest.importorskip("torch")
     rows = torch.eye(size_in)[:, None]
     want = torch.nn.functional.interpolate(rows, size_out, mode="linear", align_corners=False)[:, 0].numpy()
     assert np.abs(half_pixel_matrix(size_in, size_out) - want).max() < 1e-6

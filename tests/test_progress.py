@@ -1,7 +1,9 @@
 """What a terminal of 80 columns shows while a run goes on: a real terminal, read back."""
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
 import termios
@@ -33,12 +35,10 @@ print("the end")
 """
 
 
-def shown(columns: int) -> str:
+def shown(columns: int, lines: int = 24) -> str:
     """Everything that a terminal of so many columns received."""
     leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (24, columns)) if hasattr(termios, "tcsetwinsize") else os.system(
-        f"stty cols {columns} < {os.ttyname(follower)}"
-    )
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     environment.pop("COLUMNS", None)
     with subprocess.Popen(
@@ -59,9 +59,9 @@ def shown(columns: int) -> str:
     return content.decode()
 
 
-@pytest.mark.parametrize("columns", [80, 120])
-def test_the_bar_stays_one_line_and_shows_loss_speed_and_time_left(columns):
-    text = shown(columns)
+@pytest.mark.parametrize(("size", "columns"), [((80, 24), 80), ((120, 24), 120), ((0, 0), 80), ((80, 0), 80)], ids=str)
+def test_the_bar_stays_one_line_and_shows_loss_speed_and_time_left(size, columns):
+    text = shown(*size)
     frames = [frame for line in text.split("\n") for frame in line.split("\r") if frame.strip()]
     assert max(map(len, frames)) <= columns
     bars = [frame for frame in frames if frame.startswith("epoch 299/300") and "loss" in frame]

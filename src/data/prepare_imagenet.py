@@ -24,6 +24,7 @@ from typing import IO, NamedTuple, Optional, Union
 
 from tqdm import tqdm
 
+from src.console import bar_size
 from src.errors import UserError, run
 from src.files import claim, write_text
 
@@ -154,7 +155,7 @@ def check_md5(archives: Path, memory: Path) -> None:
         if isinstance(known, dict) and known.get(name) == stamp:
             continue
         digest = hashlib.md5(usedforsecurity=False)
-        bar = tqdm(total=stamp[0], desc=f"MD5 of {name}", unit="B", unit_scale=True, disable=None)
+        bar = tqdm(total=stamp[0], desc=f"MD5 of {name}", unit="B", unit_scale=True, disable=None, **bar_size())
         with path.open("rb") as file, bar:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
@@ -245,7 +246,12 @@ def unpack_train(path: Path, out: Path, devkit: Devkit, trusted: bool = False, a
         left = {name: member for name, member in members.items() if name not in counts}
         _check_space(out, sum(m.size for m in left.values()), sum(wanted[name] for name in left))
         with tqdm(
-            total=sum(wanted.values()), initial=sum(counts.values()), desc="train", unit="img", disable=None
+            total=sum(wanted.values()),
+            initial=sum(counts.values()),
+            desc="train",
+            unit="img",
+            disable=None,
+            **bar_size(),
         ) as bar:
             for name, member in left.items():
                 source = f"{path}: {name}.tar"
@@ -280,7 +286,7 @@ def unpack_val(path: Path, out: Path, devkit: Devkit) -> None:
         _check_space(out, sum(member.size for member in members.values()), len(members))
         for folder in {synset.wnid for synset in devkit.synsets.values()}:
             (partial / folder).mkdir(parents=True)
-        for number, member in tqdm(members.items(), desc="val", unit="img", disable=None):
+        for number, member in tqdm(members.items(), desc="val", unit="img", disable=None, **bar_size()):
             _write(archive, member, partial / folders[int(number) - 1] / f"ILSVRC2012_val_{number}.JPEG", str(path))
     os.sync()
     partial.rename(target)

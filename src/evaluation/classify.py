@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src.args import Config
+from src.console import bar_size
 from src.data.augment.transforms import EvalTransform
 from src.data.image_files import UndecodableImage, read_image
 from src.data.listing import EXTENSIONS
@@ -98,7 +99,7 @@ def classify(
             paths.append(path)
     batch = fixed_batch or min(config.batch_size, BATCH, max(len(paths), 1))
     predictions, answered = Predictions(len(names)), []
-    with tqdm(total=len(paths), unit="img", disable=None if out else True) as bar:
+    with tqdm(total=len(paths), unit="img", disable=None if out else True, **bar_size()) as bar:
         for group, images, reasons in _batches(paths, config, batch):
             logits = network(images)
             good = [place for place, reason in enumerate(reasons) if not reason]

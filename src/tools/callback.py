@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from src.console import bar_size, columns
 from src.curves import draw_curves, read_records
 from src.errors import UserError
 from src.files import next_free, write_text
@@ -103,13 +103,13 @@ class Progress:
         if self.quiet or not sys.stderr.isatty():
             return
         form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-        self.bar = tqdm(total=total, initial=done, desc=what, bar_format=form, dynamic_ncols=True, leave=False)
+        self.bar = tqdm(total=total, initial=done, desc=what, bar_format=form, leave=False, **bar_size())
         self.log_beside_bar.enter_context(logging_redirect_tqdm())
 
     def _room(self) -> int:
         """Columns for what stands behind the count, beside a bar of at least eight."""
         total = len(str(self.steps))
-        return shutil.get_terminal_size().columns - len(f"epoch {self.epoch}/{self.epochs} 100%|| ,  ") - 9 - 2 * total
+        return columns() - len(f"epoch {self.epoch}/{self.epochs} 100%|| ,  ") - 9 - 2 * total
 
 
 def fitting(parts: Sequence[str], room: int) -> str:
