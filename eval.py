@@ -5,7 +5,6 @@ python eval.py --device_id 0 --device_target Ascend --ddr_config CONFIG --pretra
 
 import logging
 import sys
-from pathlib import Path
 from typing import Optional
 
 from tqdm import tqdm
@@ -24,6 +23,7 @@ from src.evaluation.evaluate import RUNTIME, answering, evaluate
 from src.evaluation.flags import FLAGS
 from src.evaluation.names import find_class_names, with_words
 from src.evaluation.outputs import find_outputs, write_outputs
+from src.files import is_directory
 from src.heartbeat import beat
 
 log = logging.getLogger("eval")
@@ -34,7 +34,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     config, rest = parse_args(argv, "Evaluate a DDRNet classifier.", extra=FLAGS, beside_weights=True)
     outputs = find_outputs(config, rest, writes=expected_rank() == 0)
     config, _ = stage(config, writes=False)
-    if rest.beside and "data_url" not in rest.told and not rest.images and not Path(config.data_url).is_dir():
+    if rest.beside and "data_url" not in rest.told and not rest.images and not is_directory(config.data_url):
         raise UserError(
             f"data_url: {config.data_url}, as {rest.beside} says, is no folder here; --data_url DIR says where it is"
         )
@@ -43,14 +43,14 @@ def main(argv: Optional[list[str]] = None) -> None:
     log.setLevel(logging.INFO if ranks.is_first else logging.WARNING)
     for note in rest.notes:
         log.warning(note)
+    val = None if rest.images else create_dataset(config, "val", ranks.rank, ranks.world)
     network = build_classifier(config)
-    if rest.images:
+    if val is None:
         if ranks.is_first:
             words = with_words(find_class_names(config), config.data_url)
             sys.exit(classify(answering(network), rest.images, config, words, outputs.predictions))
         return
 
-    val = create_dataset(config, "val", ranks.rank, ranks.world)
     trained = classes_beside(config.pretrained)
     if trained is not None and len(trained) == len(val.classes):
         check_classes(trained, val.classes, config.data_url, f"{CLASSES} beside {config.pretrained}")

@@ -7,13 +7,14 @@ python postprocess.py --mindir_path DDRNet23.mindir --result_path result_Files \
 import argparse
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
 from src.errors import UserError, printable, run
-from src.files import is_name, open_regular, read_json, write_text
+from src.files import is_directory, is_name, open_regular, read_json, write_text
 from src.metrics import rank_of_label, top5_note
 from src.serving.description import read_description
 from src.serving.results import ENDING, result_names
@@ -55,7 +56,7 @@ def read_labels(path: str, num_classes: int) -> dict[str, int]:
     Raises:
         UserError: the file is missing, malformed or empty, or a label is out of range.
     """
-    if not Path(path).exists():
+    if not os.path.lexists(path):
         raise UserError(f"{path}: is missing; preprocess.py writes it")
     labels = read_json(path, MOST_BYTES)
     if not isinstance(labels, dict) or not labels:
@@ -85,7 +86,7 @@ def make_report(labels: dict[str, int], folder: Path, description: dict[str, Any
         UserError: the folder is missing, two images would share a result, or a result cannot be read or has another
             size than the network's output.
     """
-    if not folder.is_dir():
+    if not is_directory(folder):
         raise UserError(f"--result_path {folder}: no such folder; the program writes it")
     count, images = description["num_classes"], list(labels)
     files = result_names(images)
@@ -118,8 +119,15 @@ def make_report(labels: dict[str, int], folder: Path, description: dict[str, Any
         "worst": sorted(per_class, key=lambda name: (per_class[name]["top1"], per_class[name]["top5"]))[:SHOWN],
         "missing": missing,
         "not_finite": not_finite,
-        "surplus": sorted(path.name for path in folder.glob(f"*{ENDING}") if path.name not in wanted),
+        "surplus": _others(folder, wanted),
     }
+
+
+def _others(folder: Path, wanted: set[str]) -> list[str]:
+    try:
+        return sorted({path.name for path in folder.iterdir() if path.name.endswith(ENDING)} - wanted)
+    except OSError as error:
+        raise UserError(f"--result_path {folder}: cannot be read ({error.strerror})") from error
 
 
 def read_result(path: Path, row: np.ndarray) -> bool:

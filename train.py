@@ -21,6 +21,7 @@ from src.trainers.feed import Feed
 from src.trainers.judge import Judge
 from src.trainers.session import Session
 from src.trainers.signals import StopSignal
+from src.trainers.start import start_run
 
 
 def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) -> None:
@@ -40,21 +41,24 @@ def main(argv: Optional[list[str]] = None, stop: Optional[StopSignal] = None) ->
     train = create_dataset(config, "train", ranks.rank, ranks.world, uniform_columns=columns)
     val = create_dataset(config, "val", ranks.rank, ranks.world)
 
-    # 3. The network and the step that trains it.
+    # 3. The run's folder, and the checkpoint that it goes on from.
+    start = start_run(config, train, ranks)
+
+    # 4. The network and the step that trains it.
+    network = build_network(config)
     kernels = native_kernels(config)
     ranks.check_equal("cpu_kernels", kernels)
-    network = build_network(config)
     step = build_step(config, network, train.updates, ranks)
     judge = Judge(config, network, step, val, ranks, stop)
 
-    # 4. Where the run begins: afresh, or where a checkpoint ends.
-    session = Session(config, network, step, train, ranks, outbox, stop)
+    # 5. The run begins, afresh or where the checkpoint ends.
+    session = Session(config, network, step, train, ranks, outbox, stop, start)
     session.resume()
     for line in describe(config, network, train, val, step.rates):
         log.info(line)
     log.info("kernels: %s", f"our own, {kernels}" if kernels.update else "MindSpore's")
 
-    # 5. Epoch after epoch: train, validate, record, save.
+    # 6. Epoch after epoch: train, validate, record, save.
     cache = CompileCache(config, ranks, train.updates, columns, step.saturation is not None, step.share_memory)
     feed = Feed(step, train, config, cache, session.cursor.epoch, session.cursor.done * config.accumulation_step)
     for _ in session.epochs():

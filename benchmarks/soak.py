@@ -94,7 +94,7 @@ class Soak:
     def __init__(self, root: Path, ranks: int, kills: int, rng: random.Random) -> None:
         self.root, self.ranks, self.kills, self.rng = root, ranks, kills, rng
         data = write_digits(root / "digits") if not (root / "digits").exists() else root / "digits"
-        self.flags = ["--ddr_config", str(TINY), "--data_url", str(data), "--save_steps", "1", "--epochs", "3"]
+        self.flags = ["--ddr_config", str(TINY), "--data_url", str(data), "--save_steps", "1", "--epochs", "2"]
         self.flags += ["--batch_size", str(16 // ranks)]
         self.counts: Counter = Counter()
         self.moments: Counter = Counter()

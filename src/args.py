@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from src.augment_spec import parse_spec
 from src.colours import IMAGENET_MEAN, IMAGENET_STD
 from src.errors import UserError, printable
-from src.files import is_name
+from src.files import is_name, is_regular
 from src.plain_yaml import read_value, read_yaml
 
 MOST = 10**9  # what any count may be; keys that cost memory or time have lower limits of their own
@@ -390,7 +390,7 @@ def parse_args(
     rest.notes, rest.beside = [], ""
     if beside_weights and values.get("pretrained"):
         beside = Path(Config(pretrained=values["pretrained"]).pretrained).parent / CONFIG_FILE
-        if beside.is_file():
+        if is_regular(beside):
             trained = _values_in(str(beside), "")
             told = [name for name in OF_THE_NETWORK if name in values and name in trained]
             rest.notes = [

@@ -16,7 +16,8 @@ from src.tools.optimizer import create_optimizer, freeze, still
 from src.tools.schedulers import learning_rates
 from src.trainers.saturation import FloatStatus
 from src.trainers.train_one_step import TrainOneStep
-from src.weights.load import load_pretrained
+from src.weights.formats import read_weights
+from src.weights.load import load_weights
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def build_network(config: Config) -> nn.Cell:
     Raises:
         UserError: the pretrained weights do not fit.
     """
+    weights = read_weights(config.pretrained) if config.pretrained else {}  # before kernels are compiled
     kernels = native_kernels(config)
     network = create_model(
         config.arch,
@@ -40,7 +42,7 @@ def build_network(config: Config) -> nn.Cell:
         config.drop_path_on,
     )
     if config.pretrained:
-        left_out = load_pretrained(network, config.pretrained, config.flavour, drop_head=True)
+        left_out = load_weights(network, weights, config.pretrained, config.flavour, drop_head=True)
         anew = f"; the classifier ({', '.join(left_out)}) starts anew, as it has other classes" if left_out else ""
         _log.info("weights: %s%s", config.pretrained, anew)
     cast_amp(network, config.amp_level, config.keep_bn_fp32)
@@ -61,9 +63,10 @@ def build_classifier(config: Config, portable: bool = False) -> nn.Cell:
     """
     if not config.pretrained:
         raise UserError("--pretrained: name the trained weights, such as ./ckpt_0/DDRNet23.ckpt")
+    weights = read_weights(config.pretrained)  # before kernels are compiled
     kernels = "" if portable else native_kernels(config).network
     network = create_model(config.arch, config.num_classes, flavour=config.flavour, native=kernels)
-    load_pretrained(network, config.pretrained, config.flavour)
+    load_weights(network, weights, config.pretrained, config.flavour)
     if not portable:
         if config.device_target == "CPU":  # Ascend's and the GPU's compilers fold by themselves
             network = fold_batch_norm(network)

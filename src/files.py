@@ -72,8 +72,11 @@ def try_writing(folder: Union[str, Path]) -> None:
         UserError: the folder cannot be made or written, or the disk is full.
     """
     path = Path(folder, f".trial.{os.getpid()}")
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(bytes(4096))
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(bytes(4096))
+    except UserError as error:
+        raise type(error)(str(error).replace(str(path), str(folder))) from error
     with suppress(OSError):
         path.unlink()
 
@@ -95,12 +98,14 @@ def is_name(text: str) -> bool:
         return False
 
 
-def is_regular(path: Path) -> bool:
-    """Whether a path leads to a regular file; False where that cannot be told."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
+def is_regular(path: Union[str, Path]) -> bool:
+    """Whether a path leads to a regular file; False where that cannot be told: behind a closed folder, or too long."""
+    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises then)
+
+
+def is_directory(path: Union[str, Path]) -> bool:
+    """Whether a path leads to a folder; False where that cannot be told."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def next_free(path: Path) -> Path:
@@ -112,7 +117,7 @@ def next_free(path: Path) -> Path:
 
 
 def is_private(path: Union[str, Path]) -> bool:
-    """Whether a file or folder belongs to this user or root, and nobody outside the user's own group can write to it.
+    """Whether a file or folder belongs to this user or root, and nobody else, of a group or not, may write to it.
 
     What is loaded and run from elsewhere may be another's.
     """
@@ -120,8 +125,7 @@ def is_private(path: Union[str, Path]) -> bool:
         status = Path(path).stat()
     except OSError:
         return False
-    open_to_group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
-    return status.st_uid in (0, os.geteuid()) and not (status.st_mode & stat.S_IWOTH or open_to_group)
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def claim(path: Path) -> Optional[IO]:

@@ -13,7 +13,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests" / "tiny.yaml"
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup has had ignored, the programs under test would ignore too
+# What nohup, or a shell's &, has had ignored, the programs under test would ignore too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_digits(folder: Path) -> Path:
@@ -35,7 +38,8 @@ def write_digits(folder: Path) -> Path:
 PROCESS = {
     "test_channels_last", "test_compile_cache", "test_distributed", "test_documents", "test_documents_run",
     "test_eval", "test_file_systems", "test_fuzz_readers", "test_image_files", "test_infer_310",
-    "test_infer_310_preprocess", "test_kernels", "test_kernels_build", "test_launcher", "test_launcher_faults",
+    "test_infer_310_preprocess", "test_kernels", "test_kernels_build", "test_killed_saves", "test_launcher",
+    "test_launcher_faults",
     "test_mindir", "test_modelarts", "test_models", "test_onnx", "test_onnx_programs", "test_onnx_rules",
     "test_precision", "test_prepare_imagenet", "test_programs", "test_recipe_against_pytorch", "test_resume",
     "test_run_folder", "test_saturation", "test_summary", "test_train_one_step", "test_weights",

@@ -12,6 +12,7 @@ from src.errors import UserError
 from src.files import (
     atomic_write,
     claim,
+    is_private,
     open_to_write,
     read_bytes,
     read_json,
@@ -150,3 +151,20 @@ def test_a_file_may_be_written_to_a_device(tmp_path):
     (tmp_path / "log").symlink_to("/dev/null")
     with open_to_write(tmp_path / "log") as file:
         file.write(b"x")
+
+
+@pytest.mark.parametrize(
+    ("mode", "private"), [(0o700, True), (0o755, True), (0o600, True), (0o770, False), (0o775, False), (0o702, False)]
+)
+def test_what_others_may_write_to_is_not_private(tmp_path, mode, private):
+    tmp_path.chmod(mode)
+    assert is_private(tmp_path) == private
+    assert not is_private(tmp_path / "missing")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize(("owner", "private"), [(0, True), (65534, False)])
+def test_what_another_user_owns_is_not_private(tmp_path, owner, private):
+    tmp_path.chmod(0o700)
+    os.chown(tmp_path, owner, -1)
+    assert is_private(tmp_path) == private

@@ -2,6 +2,8 @@
 
 import csv
 import math
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +27,7 @@ from src.evaluation.confusion import (
 )
 from src.evaluation.predictions import Predictions, write_predictions
 from src.evaluation.report import check_folder, interval
+from tests.conftest import ROOT
 
 
 def predict(logits: np.ndarray, labels: np.ndarray) -> Predictions:
@@ -183,7 +186,27 @@ def test_the_interval_is_wilsons(hits, count):
 
 def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--report .*file.*: cannot be written to"):
+    with pytest.raises(UserError, match=r"--report .*file/report: cannot be written \(Not a directory\)"):
         check_folder("--report", tmp_path / "file" / "report")
     check_folder("--report", tmp_path / "new" / "report")
     assert not list((tmp_path / "new" / "report").iterdir())
+
+
+def test_two_evaluations_may_try_one_folder_at_once(tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom src.evaluation.report import check_folder\n"
+        "print(flush=True)\nsys.stdin.readline()\n"
+        "for _ in range(100):\n    check_folder('--report', Path(sys.argv[1]))"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for process in both:
+        process.stdout.readline()
+    errors = [process.communicate("go\n", timeout=100)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from src.data.image_files import UndecodableImage
 from src.data.imagenet import sample_generator
 from src.data.settle import settle
 from src.errors import UserError, run
-from src.files import atomic_write
+from src.files import atomic_write, is_directory
 from src.pictures import class_label, draw_text, fit
 
 log = logging.getLogger("preview")
@@ -117,7 +117,7 @@ def check_picture_path(flag: str, path: str) -> Path:
     Raises:
         UserError: it is a folder, or its ending is none that pictures have here.
     """
-    if Path(path).is_dir() or Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if is_directory(path) or Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"{flag} {path}: must be the name of a picture, such as grid.png, grid.jpg or grid.webp")
     return Path(path)
 

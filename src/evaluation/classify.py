@@ -19,6 +19,7 @@ from src.data.image_files import UndecodableImage, read_image
 from src.data.listing import EXTENSIONS
 from src.errors import printable
 from src.evaluation.predictions import UNKNOWN, Predictions, write_predictions
+from src.files import is_directory
 from src.heartbeat import beat
 
 BATCH = 32  # images that the network gets at once, at most: a few photographs should not wait for 512
@@ -43,7 +44,7 @@ def find_images(patterns: Sequence[str], note: Callable[[str], None] = print) ->
         if not matches:
             yield pattern, "no file matches" if glob.has_magic(pattern) else "no such file"
         for match in matches:
-            if not Path(match).is_dir():
+            if not is_directory(match):
                 yield match, ""
                 continue
             inside, others = _images_below(match)

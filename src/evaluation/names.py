@@ -9,7 +9,7 @@ from pathlib import Path
 from src.args import Config
 from src.data import class_names
 from src.errors import UserError
-from src.files import read_text
+from src.files import is_regular, read_text
 
 _log = logging.getLogger(__name__)
 _LIMIT = 1 << 24  # bytes; ImageNet-1k's has 40 kB
@@ -37,7 +37,7 @@ def with_words(names: Sequence[str], data_url: str) -> list[str]:
     that two classes share is followed by the class's name: crane (n02012849).
     """
     path = Path(data_url, "names.csv")
-    if not path.is_file():
+    if not is_regular(path):
         return list(names)
     try:
         rows = [row for row in csv.reader(read_text(path, _LIMIT).splitlines()) if len(row) == 2]

@@ -12,6 +12,7 @@ from src.errors import UserError
 from src.evaluation.names import with_words
 from src.evaluation.predictions import Predictions, write_predictions
 from src.evaluation.report import Evaluation, check_folder, write_report
+from src.files import is_directory
 from src.metrics import top5_note
 from src.tools.get_misc import output_folder
 
@@ -48,7 +49,7 @@ def find_outputs(config: Config, rest: argparse.Namespace, writes: bool = True) 
         check_folder("--report", report)
     if writes and predictions:
         check_folder("--predictions", predictions.parent)
-        if predictions.is_dir():
+        if is_directory(predictions):
             raise UserError(f"--predictions {predictions}: is a folder; it must be a file such as predictions.csv")
     return Outputs(report, predictions)
 

@@ -26,7 +26,7 @@ from src.evaluation.confusion import (
 )
 from src.evaluation.mistakes import data_uri, draw_mistakes, sureness, surest_mistakes, thumbnail_uri
 from src.evaluation.predictions import UNKNOWN, Predictions, write_predictions
-from src.files import atomic_write, write_text
+from src.files import atomic_write, is_regular, try_writing, write_text
 from src.tools.schedulers import learning_rates
 
 PAIRS = 20  # of confused classes in the page
@@ -66,12 +66,9 @@ def check_folder(flag: str, folder: Path) -> None:
         UserError: it cannot be made or written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{flag} {folder}: cannot be written to ({error.strerror})") from error
+        try_writing(folder)
+    except UserError as error:
+        raise type(error)(f"{flag} {error}") from error
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> None:
@@ -311,7 +308,7 @@ def _settings(evaluation: Evaluation) -> str:
     config, samples = evaluation.config, evaluation.samples
     weights = Path(config.pretrained)
     rows = [
-        ("weights", text(weights) + (f", {weights.stat().st_size / 1e6:,.1f} MB" if weights.is_file() else "")),
+        ("weights", text(weights) + (f", {weights.stat().st_size / 1e6:,.1f} MB" if is_regular(weights) else "")),
         ("network", text(f"{config.arch}, flavour {config.flavour}, {len(evaluation.names):,} classes")),
         ("data", text(f"{samples.folder}, {len(samples):,} images")),
         ("input", text(f"{config.image_size} x {config.image_size} pixels")),

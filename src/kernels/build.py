@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Optional
 
 from src.errors import UserError, printable
-from src.files import atomic_write, open_regular
+from src.files import atomic_write, is_private, open_regular
 
 _log = logging.getLogger(__name__)
 FOLDER = Path(__file__).resolve().parent
@@ -57,7 +57,7 @@ def library() -> Optional[Path]:
     pattern = f"kernels-{_digest()}-*.so"
     folders = [FOLDER / "build"]
     home = os.environ.get("HOME", "")
-    if Path(home).is_absolute() and _is_ours(Path(home), say=False):
+    if Path(home).is_absolute() and is_private(home):
         folders.append(Path(home, ".cache/ddrnet-kernels"))
     version = _version(compiler) if compiler else ""
     name = pattern.replace("*", hashlib.sha256(version.encode()).hexdigest()[:8])
@@ -108,14 +108,10 @@ def _without(reason: str) -> Optional[Path]:
     return None
 
 
-def _is_ours(path: Path, say: bool = True) -> bool:
-    """Whether a file or folder belongs to this user or root, and nobody else may write to it."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return False
-    ours = facts.st_uid in (0, os.geteuid()) and not facts.st_mode & 0o022
-    if not ours and say:
+def _is_ours(path: Path) -> bool:
+    """Whether a file or folder is there and private; says where it is there and is not."""
+    ours = is_private(path)
+    if not ours and os.path.lexists(path):
         _log.warning("%s: belongs to another user, or others may write to it; it is not used", path)
     return ours
 

@@ -8,6 +8,7 @@ A file that converter_lite made of an exported one is described as its original 
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -75,7 +76,7 @@ def read_description(exported: Union[str, Path]) -> dict[str, Any]:
     """
     exported = Path(exported)
     path = exported.with_suffix(".json")
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UserError(f"{path}: is missing; export.py writes it beside {exported.name}, and both belong together")
     description = read_json(path, _MOST_BYTES)
     if not isinstance(description, dict):

@@ -26,7 +26,18 @@ from mindspore import nn
 from src import __version__
 from src.args import Config, keys_that_change
 from src.errors import TrainingStopped, UserError
-from src.files import atomic_write, claim, is_regular, next_free, read_json, sha256_of, sweep, try_writing, write_text
+from src.files import (
+    atomic_write,
+    claim,
+    is_directory,
+    is_regular,
+    next_free,
+    read_json,
+    sha256_of,
+    sweep,
+    try_writing,
+    write_text,
+)
 from src.models.architectures import FLAVOURS
 from src.parameters import assign
 from src.trainers.train_one_step import TrainOneStep
@@ -34,6 +45,7 @@ from src.weights.formats import write_ckpt
 from src.weights.load import load_pretrained
 
 MAGIC = b"DDRNet training state 1\n"
+ASIDE = ".before.state"  # the ending of a state whose weights are about to be replaced
 _log = logging.getLogger(__name__)
 
 
@@ -184,7 +196,7 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove the weights and states of an earlier run."""
         if self.writes:
-            for path in [*self._weights(), *self._files(".state")]:
+            for path in [*self._weights(), *self._files(".state"), *self._files(ASIDE)]:
                 path.unlink(missing_ok=True)
 
     def _weights(self) -> list[Path]:
@@ -213,7 +225,7 @@ class Checkpoints:
         for folder in (self.folder, self.folder.parent):
             try_writing(folder)
         for path in (self.best_path, self.folder / f"{self.arch}.ckpt"):  # which would only show after an epoch
-            if path.is_dir():
+            if is_directory(path):
                 raise UserError(f"{path}: is a folder, in the place of weights; move it away or choose train_url")
 
     def warn_of_little_room(self, network: nn.Cell, step: TrainOneStep, saves: int) -> None:
@@ -281,24 +293,24 @@ class Checkpoints:
             **self.facts,
         }
         arrays = {name: parameter.asnumpy() for name, parameter in step.state().items()}
-        # The state comes first: one alone is what a killed save leaves, weights alone are somebody's loss.
+        # The state comes first: one alone is what a killed save leaves, weights alone are somebody's loss. Where this
+        # name stands for a checkpoint already, its state steps aside until the weights are the new ones too.
         with weights_file(network, path) as temporary:
             facts["weights_sha256"] = sha256_of(temporary)
+            _step_aside(path)
             _write_state(path.with_suffix(".state"), facts, arrays)
+        _remove(path.with_suffix(ASIDE))
         self._drop_old()
         return path
 
     def _drop_old(self) -> None:
         for old in self.numbered()[: -self.keep]:
-            for path in (old, old.with_suffix(".state")):
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as error:
-                    _log.warning("%s: cannot be removed (%s)", path, error.strerror)
-        for state in self._files(".state"):
-            if not is_regular(state.with_suffix(".ckpt")):  # of a save or a removal that was killed
-                with suppress(OSError):
-                    state.unlink()
+            for path in (old, old.with_suffix(".state"), old.with_suffix(ASIDE)):
+                _remove(path)
+        for suffix in (".state", ASIDE):
+            for state in self._files(suffix):
+                if not is_regular(self.folder / f"{state.name.removesuffix(suffix)}.ckpt"):
+                    _remove(state)  # of a save or a removal that was killed
 
     def save_best(self, network: nn.Cell, top1: float) -> None:
         """Save <arch>_best.ckpt, and its top-1 beside it.
@@ -308,10 +320,14 @@ class Checkpoints:
         if not self.writes:
             return
         path, scores = self.best_path, self.best_path.with_suffix(".json")
-        if is_regular(path) and _top1_in(scores) > top1:
+        if is_regular(path) and (other := _top1_in(scores)) > top1:
             kept = next_free(path)
-            path.replace(kept)
-            _log.info("best weights of another course of this run, top-1 %.5f: kept as %s", _top1_in(scores), kept)
+            try:
+                path.replace(kept)
+                scores.replace(kept.with_suffix(".json"))
+            except OSError as error:
+                raise UserError(f"{path}: cannot be renamed ({error.strerror})") from error
+            _log.info("best weights of another course of this run, top-1 %.5f: kept as %s", other, kept)
         save_weights(network, path)
         write_text(scores, json.dumps({"top1": top1}) + "\n")
 
@@ -331,6 +347,7 @@ class Checkpoints:
         serial, found = 0, []
         for path in self._files(".ckpt"):
             own = _serial_in(path.with_suffix(".state"))
+            own = _serial_in(path.with_suffix(ASIDE)) if own is None else own
             serial = serial if own is None else own
             found.append((serial, path))
         return sorted(found, key=lambda pair: pair[0])
@@ -339,7 +356,11 @@ class Checkpoints:
         """The regular files <arch>-<epoch>_<step><suffix> by epoch and step."""
         pattern = re.compile(rf"{re.escape(self.arch)}-(\d+)_(\d+){re.escape(suffix)}")
         found = []
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+        try:
+            entries = list(self.folder.iterdir()) if is_directory(self.folder) else []
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be read ({error.strerror})") from error
+        for path in entries:
             match = pattern.fullmatch(path.name)
             if match and is_regular(path):
                 found.append((int(match[1]), int(match[2]), path))
@@ -363,7 +384,18 @@ def read_saved(path: Union[str, Path]) -> Saved:
         UserError: one of its files is missing, cannot be read, or is damaged.
     """
     path = Path(path)
-    state = path.with_suffix(".state")
+    state, aside = path.with_suffix(".state"), path.with_suffix(ASIDE)
+    try:
+        return _read_pair(path, state)
+    except UserError:
+        if not is_regular(aside):
+            raise
+        with suppress(UserError):  # a save over this checkpoint was killed: the weights are still those of before
+            return _read_pair(path, aside)
+        raise
+
+
+def _read_pair(path: Path, state: Path) -> Saved:
     for file in (path, state):
         if not is_regular(file):
             raise UserError(f"{file}: is not there; to go on, {path.name} and {state.name} are needed")
@@ -375,6 +407,26 @@ def read_saved(path: Union[str, Path]) -> Saved:
     if digest != facts.get("weights_sha256"):
         raise UserError(f"{path}: is damaged (its SHA-256 is not the one in {state.name})")
     return Saved(path, facts, arrays)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("%s: cannot be removed (%s)", path, error.strerror)
+
+
+def _step_aside(path: Path) -> None:
+    """Let the state of a checkpoint that is about to be replaced stand under another name, where it is its state."""
+    state, aside = path.with_suffix(".state"), path.with_suffix(ASIDE)
+    if not (is_regular(path) and is_regular(state)):
+        return
+    with suppress(UserError):
+        _read_pair(path, state)  # else the one that stands aside since an earlier save that was killed is
+        try:
+            state.replace(aside)
+        except OSError as error:
+            raise UserError(f"{state}: cannot be renamed ({error.strerror})") from error
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import mindspore as ms
 from src.args import Config, keys_that_change
 from src.distributed.ranks import Ranks
 from src.errors import UserError
-from src.files import is_private, read_json, write_text
+from src.files import is_directory, is_private, read_json, write_text
 from src.kernels.build import library
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class CompileCache:
         if os.path.lexists(self.entry) and not is_whole(self.entry):
             _log.warning("compile_cache: %s is damaged, compiling anew", self.entry)
             _remove(self.entry)
-        if not self.entry.exists():
+        if not os.path.lexists(self.entry):
             try:
                 self.entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self.making = self.entry.with_name(f".{self.entry.name}.{secrets.token_hex(8)}.tmp")
@@ -96,7 +96,7 @@ class CompileCache:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if is_directory(path) and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

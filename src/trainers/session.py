@@ -1,7 +1,5 @@
 """A training run from its first step to its last: where it is, what it saves and tells, how it stops and goes on."""
 
-import hashlib
-import json
 import logging
 import shlex
 import sys
@@ -17,7 +15,6 @@ from src.data.data_utils.modelarts import Outbox
 from src.data.imagenet import TrainBatches
 from src.distributed.one_machine import telling_of_lost_ranks
 from src.distributed.ranks import Ranks
-from src.errors import UserError
 from src.files import is_regular
 from src.heartbeat import beat
 from src.metrics import in_words
@@ -25,10 +22,11 @@ from src.run_folder import write_run
 from src.tools.callback import Events, Metrics, Progress
 from src.tools.cell import native_kernels
 from src.tools.get_misc import output_folder, seconds_running
-from src.trainers.checkpoint import Checkpoints, Cursor, Saved, holding, read_saved
+from src.trainers.checkpoint import Cursor, holding
 from src.trainers.feed import Feed
 from src.trainers.judge import Judge
 from src.trainers.signals import Interrupted, StopSignal
+from src.trainers.start import Start
 from src.trainers.train_one_step import TrainOneStep
 
 _log = logging.getLogger(__name__)
@@ -36,7 +34,7 @@ COMPILING, SAVING = 3600.0, 1800.0  # seconds that a rank may be silent for
 
 
 class Session:
-    """One run in one folder, which it claims at once.
+    """One run in one folder.
 
     Args:
         config: reads the keys of epochs, saving, resuming and outputs.
@@ -46,13 +44,11 @@ class Session:
         ranks: that train together; the first alone writes and speaks.
         outbox: hands in what was written.
         stop: the signals that end the run.
+        start: its checkpoints, and the one that it goes on from.
 
     Attributes:
         cursor: where the run is.
         resumed: whether it went on from a checkpoint.
-
-    Raises:
-        UserError: another run writes to the folder, or it cannot be written.
     """
 
     def __init__(
@@ -64,27 +60,14 @@ class Session:
         ranks: Ranks,
         outbox: Outbox,
         stop: StopSignal,
+        start: Start,
     ) -> None:
         self.config, self.network, self.step, self.train = config, network, step, train
         self.ranks, self.outbox, self.stop = ranks, outbox, stop
         self.folder = output_folder(config)
-        classes = hashlib.sha256(json.dumps(train.classes).encode()).hexdigest()
-        self.facts = {
-            "kernels": str(native_kernels(config)),
-            "training images": train.size,
-            "number of classes": len(train.classes),
-            "class names (SHA-256)": classes,
-        }
-        self.checkpoints = Checkpoints(
-            self.folder / "ckpt_0", config.arch, config.keep_checkpoint_max, ranks.is_first, self.facts
-        )
-        self.checkpoints.lock()
-        if ranks.is_first and not config.resume and self.checkpoints.holds_a_run():
-            if not config.overwrite:
-                raise UserError(
-                    f"{self.checkpoints.folder} holds a run of {config.arch}: --resume auto goes on with it, "
-                    "--train_url FOLDER trains elsewhere, --overwrite True removes it"
-                )
+        self.checkpoints, self._saved = start.checkpoints, start.saved
+        self.checkpoints.facts["kernels"] = str(native_kernels(config))
+        if ranks.is_first and not config.resume and self.checkpoints.holds_a_run():  # --overwrite was said
             _log.warning("overwrite: the earlier run in %s is removed", self.checkpoints.folder)
             self.checkpoints.clear()
         self.cursor = Cursor(epoch=config.start_epoch + 1)
@@ -95,13 +78,10 @@ class Session:
         self._told = False
 
     def resume(self) -> None:
-        """Go to where the checkpoint that --resume asks for ends: the first rank knows, the others hear of it.
-
-        Raises:
-            UserError: the checkpoint is of another run, or damaged.
-        """
-        saved = self._find_saved() if self.ranks.is_first else None
+        """Go to where the checkpoint that the run starts from ends: the first rank knows, the others hear of it."""
+        saved, self._saved = self._saved, None  # its arrays are large
         if saved:
+            self._compare_kernels(saved.facts.get("kernels"))
             afresh = saved.restore(self.network, self.step, self.config.flavour)
             if afresh:
                 _log.warning("resume: %d parameters start afresh, as %s: not in the checkpoint", len(afresh), afresh[0])
@@ -240,48 +220,14 @@ class Session:
         if self.step.average:
             _log.info("best so far: the %s weights", whose)
 
+    def _compare_kernels(self, then: Optional[str]) -> None:
+        now = self.checkpoints.facts["kernels"]
+        if then not in (None, now):
+            _log.warning("resume: other CPU kernels (%s, now %s): right, but not bit for bit", then, now)
+
     def _check_best(self) -> None:
         """Where the best weights so far are not in this run's folder, the best is looked for anew."""
         if self.ranks.is_first and self.cursor.best >= 0 and not is_regular(self.checkpoints.best_path):
             _log.info("best weights: top-1 %.5f so far, but not in %s", self.cursor.best, self.checkpoints.folder)
             self.cursor.best = -1.0
         self.cursor.best = self.ranks.hand_out_facts(self.cursor.best)
-
-    def _find_saved(self) -> Optional[Saved]:
-        """The checkpoint that --resume asks for; None: none is asked for, or with auto there is none."""
-        config, checkpoints = self.config, self.checkpoints
-        if not config.resume:
-            return None
-        if config.resume == "auto":
-            saved, complaints = checkpoints.newest_good()
-            if saved is None and complaints:
-                more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
-                raise UserError(
-                    f"resume: {checkpoints.folder} holds checkpoints, but none that a run can go on from "
-                    f"({'; '.join(complaints[:3])}{more}); to start afresh, move them away or choose another "
-                    "train_url; to start from the weights alone, name one as --pretrained"
-                )
-            for complaint in complaints:
-                _log.warning("%s; the one before it is taken", complaint)
-            if saved is None:
-                _log.info("resume: no checkpoint in %s, starting afresh", checkpoints.folder)
-                return None
-        else:
-            saved = read_saved(config.resume)
-        then = {name: saved.facts.get(name, value) for name, value in self.facts.items()}  # older ones know less
-        differences = saved.differences(config)
-        for name, value in self.facts.items():
-            if then[name] == value:
-                continue
-            if name == "kernels":
-                _log.warning("resume: other CPU kernels (%s, now %s): right, but not bit for bit", then[name], value)
-            else:
-                differences.append(f"{name} in data_url: {then[name]} in the checkpoint, {value} now")
-        for line in differences:
-            _log.warning("resume: %s", line)
-        if differences and not config.resume_anyway:
-            raise UserError(
-                f"resume: {len(differences)} key(s) differ from {saved.path} in what changes the run "
-                f"({'; '.join(differences)}); say --resume_anyway True to go on all the same"
-            )
-        return saved

@@ -1,5 +1,7 @@
 """A file's weights into a network. Every check comes before any effect: a file loads as a whole or changes nothing."""
 
+import numpy as np
+
 from src.errors import UserError
 from src.weights.formats import read_weights
 from src.weights.names import HEAD_PARAMETERS, STEM_BIASES, flavour_of, match_weights, with_stem_biases
@@ -13,11 +15,23 @@ _OTHER_FLAVOUR = {
 
 
 def load_pretrained(network, path: str, flavour: str = "zoo", drop_head: bool = False) -> list[str]:
-    """Load a file's weights into a network, all of them or none.
+    """Load a file's weights into a network, all of them or none, as `load_weights`.
+
+    Raises:
+        UserError: as `read_weights` and `load_weights`.
+    """
+    return load_weights(network, read_weights(path), path, flavour, drop_head)
+
+
+def load_weights(
+    network, arrays: dict[str, np.ndarray], path: str, flavour: str = "zoo", drop_head: bool = False
+) -> list[str]:
+    """Load the weights of a file that has been read into a network, all of them or none.
 
     Args:
         network: an `nn.Cell` of the family, from `create_model`.
-        path: as `read_weights` takes it; names are MindSpore's or PyTorch's. An optimizer's state is passed over.
+        arrays: what `read_weights` found; names are MindSpore's or PyTorch's. An optimizer's state is passed over.
+        path: the file, for messages.
         flavour: the network's, a key of `FLAVOURS`.
         drop_head: leave the last layer as it is where the file's has another number of classes.
 
@@ -25,12 +39,11 @@ def load_pretrained(network, path: str, flavour: str = "zoo", drop_head: bool = 
         The names of the parameters that were left as they are; empty, or the last layer's.
 
     Raises:
-        UserError: as `read_weights`; parameters are missing, surplus, of another shape or not finite; or the weights
+        UserError: parameters are missing, surplus, of another shape or not finite; or the weights
             are of the other flavour.
     """
     from src.parameters import assign
 
-    arrays = read_weights(path)
     parameters = network.parameters_dict()
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     left = []
