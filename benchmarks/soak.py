@@ -2,6 +2,7 @@
 
     python benchmarks/soak.py --kills 100
     python benchmarks/soak.py --kills 20 --ranks 2      # kills the launcher, a rank, the scheduler, launcher and guard
+    python benchmarks/soak.py --folder /dev/shm/soak    # in memory, as a run writes half a gigabyte
 
 The moments: any; while a file is written or has just got its name; while the epoch is validated; while the step is
 compiled, with an empty compile cache. The signals: SIGKILL, SIGTERM, SIGINT, SIGHUP, and a second one on the heels of
@@ -38,17 +39,9 @@ from tests.processes import alive, end_all
 IN_MOVED_TO, IN_CREATE = 0x80, 0x100  # inotify(7)
 MOMENTS = ["any"] * 4 + ["write"] * 4 + ["validation"] * 2 + ["compile"]
 SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-FILES = (
-    r"-\d+_\d+\.ckpt",
-    r"\.state",
-    r"_best\.ckpt",
-    r"_best\.json",
-    "metrics",
-    "curves",
-    "config",
-    "classes",
-    r"Slim\.ckpt",
-)
+OFTEN = (r"-\d+_\d+\.ckpt", r"\.state")  # files that are written again and again, and those
+ONCE = (r"_best\.ckpt", r"_best\.json", "metrics", "curves", "config", "classes", r"Slim\.ckpt")
+FILES = OFTEN * 2 + ONCE
 LIMIT = 300  # seconds for what takes a few, and
 JOB_LIMIT = 3600  # for a job that its launcher has started again, on a busy machine
 
@@ -94,8 +87,8 @@ class Soak:
     def __init__(self, root: Path, ranks: int, kills: int, rng: random.Random) -> None:
         self.root, self.ranks, self.kills, self.rng = root, ranks, kills, rng
         data = write_digits(root / "digits") if not (root / "digits").exists() else root / "digits"
-        self.flags = ["--ddr_config", str(TINY), "--data_url", str(data), "--save_steps", "1", "--epochs", "2"]
-        self.flags += ["--batch_size", str(16 // ranks)]
+        self.flags = ["--ddr_config", str(TINY), "--data_url", str(data), "--save_steps", "1"]
+        self.flags += ["--batch_size", str(16 // ranks), "--keep_checkpoint_max", "3"]
         self.counts: Counter = Counter()
         self.moments: Counter = Counter()
         self.want, self.whole = self.left_alone()
@@ -180,7 +173,7 @@ class Soak:
         rng, wait = self.rng, 0.0
         if moment == "write":
             pattern = rng.choice(FILES)
-            for _ in range(rng.choice([1, 1, 2])):
+            for _ in range(rng.choice([1, 2, 3]) if pattern in OFTEN else 1):
                 if not writes.wait_for(pattern, process):
                     break
             time.sleep(rng.choice([0.0, 0.0, rng.uniform(0, 0.05)]))
