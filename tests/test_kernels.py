@@ -68,6 +68,9 @@ SHAPES = [  # (N, H, W, C), output channels, kernel, stride, same
     ((3, 9, 7, 96), 48, 3, 1, False),
     ((5, 15, 15, 32), 512, 3, 1, False),  # more pixels than the weights' gradient takes at once
     ((2, 15, 14, 64), 80, 3, 2, False),
+    ((6, 11, 9, 48), 80, 3, 1, False),  # in float32 these three by Winograd's algorithm, in tiles of 2x2 pixels
+    ((9, 14, 15, 64), 96, 3, 1, False),
+    ((2, 16, 17, 144), 16, 3, 1, False),
 ]
 
 
@@ -164,7 +167,7 @@ def test_a_convolution_finishes_with_bias_shortcut_and_relu(shape, out, kernel, 
         want = want + shortcut
     if relu:
         want = np.maximum(want, 0)
-    packed = operators.pack_weight(bfloat16)(weight)
+    packed = operators.pack_weight(stride, bfloat16)(weight)
     assert packed.shape[0] % build.block() == 0
     finished = operators.packed_convolution(stride, same, relu)
     got = finished(x, packed, bias, *[Tensor(shortcut)] * adds).asnumpy()
@@ -299,7 +302,7 @@ def test_shapes_and_types_that_do_not_fit_are_refused(mode):
         operators.convolution(1, False, False)(x, Tensor(noise(5, 4, 3, 3)))
     with pytest.raises(ValueError, match=r"conv2d_bias: bias: must be \[5\], not \[4\]"):
         operators.convolution(1, False, True)(x, weight, Tensor(noise(4)))
-    packed = operators.pack_weight()(weight)
+    packed = operators.pack_weight(2)(weight)
     with pytest.raises(ValueError, match=r"conv2d_packed_relu: shortcut: must be \[1, 2, 2, 5\], not \[1, 1, 1, 5\]"):
         operators.packed_convolution(2, False, True)(x, packed, bias, Tensor(noise(1, 1, 1, 5)))
     with pytest.raises(ValueError, match=r"conv2d_packed: weight: must be \d+, not 5"):

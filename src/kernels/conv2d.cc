@@ -4,7 +4,7 @@
 // channels of one input pixel, which lie together in memory: no image is copied or padded. Weights are packed into
 // panels of kBlock columns first.
 
-#include "kernels.h"
+#include "convolution.h"
 
 #include <cstring>
 #include <map>
@@ -13,13 +13,6 @@
 
 namespace ddrnet {
 namespace {
-
-enum Slots { kPanels, kZeros, kTransposed, kProduct, kNarrow };
-
-struct Geometry {
-  int64_t images, height, width, in, out_height, out_width, out, kernel, stride, top, left;
-  int64_t taps() const { return kernel * kernel; }
-};
 
 // MindSpore's "same" puts the odd row and column of padding at the bottom and right (as TensorFlow does); the
 // symmetrical padding is kernel / 2 on every side.
@@ -119,23 +112,6 @@ const float* Zeros(int64_t floats) {
   return zeros;
 }
 
-struct Panels {
-  Factors factors;
-  const float* memory;
-  int64_t taps, depth, columns;  // of bfloat16, the depth counts pairs
-  int64_t blocks() const { return DivideUp(columns, kBlock); }
-  int64_t width(int64_t block) const { return VectorsOf(columns, block) * kLanes; }
-  const float* operator[](int64_t block) const { return memory + block * taps * depth * kBlock; }
-};
-
-// A vector of which `count` floats are there to read, zero beyond.
-Vec Load(const float* from, int64_t count) {
-  if (count >= kLanes) return *reinterpret_cast<const VecU*>(from);
-  Vec vector = {};
-  for (int64_t i = 0; i < count; ++i) vector[i] = from[i];
-  return vector;
-}
-
 // Rows of pairs from rows of floats: row i of `to` from rows 2 * i and 2 * i + 1 of `from`.
 void NarrowRows(const float* from, int64_t pairs, int64_t width, float* to) {
   for (int64_t i = 0; i < pairs; ++i, from += 2 * width, to += width) {
@@ -213,31 +189,6 @@ Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::
   return panels;
 }
 
-// What is added to a convolution: for each channel of y a bias, for each number of y a shortcut, each or none; then a
-// ReLU or none.
-struct Finish {
-  const float* bias = nullptr;
-  const float* shortcut = nullptr;
-  bool relu = false;
-
-  // `count` sums, of the channels from `channel` on, to the numbers from `place` on.
-  void Apply(const float* sums, int64_t channel, int64_t place, int64_t count, float* out) const;
-};
-
-void Finish::Apply(const float* sums, int64_t channel, int64_t place, int64_t count, float* out) const {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Vec sum = *reinterpret_cast<const VecU*>(sums + i);
-    if (bias) sum += *reinterpret_cast<const VecU*>(bias + channel + i);
-    if (shortcut) sum += *reinterpret_cast<const VecU*>(shortcut + place + i);
-    *reinterpret_cast<VecU*>(out + place + i) = relu ? Relu(sum) : sum;
-  }
-  for (; i < count; ++i) {
-    const float sum = sums[i] + (bias ? bias[channel + i] : 0) + (shortcut ? shortcut[place + i] : 0);
-    out[place + i] = relu && sum < 0 ? 0 : sum;
-  }
-}
-
 // Copies `count` floats, a handful of vectors.
 void Copy(const float* from, int64_t count, float* to) {
   int64_t i = 0;
@@ -305,30 +256,29 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
   const int64_t pixels = static_cast<int64_t>(gather.out.size()), taps = panels.taps;
   const int64_t rows = pixels * images, blocks = panels.blocks();
   const float* zeros = Zeros(panels.depth);
-  // A job is a chunk of rows, and where there are few of them a part of the columns: enough for all threads.
-  constexpr int64_t kChunk = 8 * kMostRows;
-  const int64_t chunks = DivideUp(rows, kChunk), parts = std::min(blocks, DivideUp(8 * Threads(), chunks));
+  // A job is a chunk of rows, and where there are few of them a part of the columns: enough for all threads. Few rows
+  // stay together, so that each of the weights, which are the more then, is read by one thread alone.
+  constexpr int64_t kChunk = 8 * kMostRows, kFew = 256;
+  const int64_t most = rows <= kFew && blocks >= 2 * Threads() ? rows : std::min(rows, kChunk);
+  const int64_t chunks = DivideUp(rows, most), parts = std::min(blocks, DivideUp(8 * Threads(), chunks));
+  // Many weights go by slices, of which one is in use and the next one on its way to the second cache.
+  constexpr int64_t kSlice = 1 << 17;  // floats
+  const int64_t slice = std::clamp<int64_t>(kSlice / (panels.depth * kBlock), 1, std::max<int64_t>(taps, 1));
   Parallel(chunks * parts, [&](int64_t job) {
-    const int64_t first = job / parts * kChunk, count = std::min(kChunk, rows - first), part = job % parts;
+    const int64_t first = job / parts * most, count = std::min(most, rows - first), part = job % parts;
+    const int64_t last = blocks * (part + 1) / parts;
     // Where in `out` each row of the chunk lies, and what each tile's taps read. The rows that fill up the last tile
     // read what the last real one does, and write aside, as do columns that fill up the last vector.
     static thread_local std::vector<const float*> from;
-    int64_t place[kChunk];
-    float spare[kMostRows * kBlock], padded_bias[kBlock] = {}, padded_shortcut[kMostRows * kBlock] = {};
+    int64_t place[std::max(kChunk, kFew)];
+    float spare[kMostRows * kBlock] = {}, padded_bias[kBlock] = {}, padded_shortcut[kMostRows * kBlock] = {};
     int filled = 0;
-    for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
+    for (int64_t block = blocks * part / parts; block < last; ++block) {
       const int vectors = VectorsOf(panels.columns, block), m = RowsOf(vectors);
       const int64_t real = std::min<int64_t>(kBlock, panels.columns - block * kBlock);
       const bool whole = real == vectors * kLanes;
       const float* shortcuts[kMostRows];
-      Frame frame;
-      frame.relu = finish.relu;
-      if (finish.shortcut) frame.shortcut = shortcuts;
-      if (finish.bias) {
-        frame.start = Frame::Start::kBias;
-        frame.bias = padded_bias;
-        std::copy_n(finish.bias + block * kBlock, real, padded_bias);
-      }
+      if (finish.bias) std::copy_n(finish.bias + block * kBlock, real, padded_bias);
       if (m != filled) {  // the pointers serve all blocks of one width
         filled = m;
         from.resize(DivideUp(count, m) * m * taps);
@@ -342,19 +292,33 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
           if (row < count - 1 && ++pixel == pixels) pixel = 0, ++image;
         }
       }
-      for (int64_t row = 0; row < count; row += m) {
-        float* to[kMostRows];
-        for (int i = 0; i < m; ++i) {
-          const bool inside = row + i < count;
-          const int64_t offset = inside ? place[row + i] + block * kBlock : 0;
-          to[i] = whole && inside ? out + offset : spare + i * kBlock;
-          if (!finish.shortcut) continue;
-          shortcuts[i] = whole && inside ? finish.shortcut + offset : padded_shortcut + i * kBlock;
-          if (!whole && inside) std::copy_n(finish.shortcut + offset, real, padded_shortcut + i * kBlock);
-        }
-        Tile(panels.factors, vectors, from.data() + row * taps, taps, panels.depth, panels[block], to, frame);
-        for (int i = 0; !whole && i < m && row + i < count; ++i) {
-          std::copy_n(spare + i * kBlock, real, out + place[row + i] + block * kBlock);
+      const int64_t step = whole ? slice : std::max<int64_t>(taps, 1);
+      for (int64_t begin = 0; begin < std::max<int64_t>(taps, 1); begin += step) {
+        const int64_t end = std::min(begin + step, taps), size = panels.depth * vectors * kLanes;
+        Frame frame;
+        if (finish.bias) frame.start = Frame::Start::kBias, frame.bias = padded_bias;
+        if (begin > 0) frame.start = Frame::Start::kOutput;
+        frame.relu = finish.relu && end == taps;
+        if (finish.shortcut && end == taps) frame.shortcut = shortcuts;
+        // What comes after this slice, of which each tile of rows fetches a part.
+        const float* next = end < taps ? panels[block] + end * size : block + 1 < last ? panels[block + 1] : nullptr;
+        const int64_t lines = (end - begin) * panels.depth;
+        for (int64_t row = 0; row < count; row += m) {
+          float* to[kMostRows];
+          for (int i = 0; i < m; ++i) {
+            const bool inside = row + i < count;
+            const int64_t offset = inside ? place[row + i] + block * kBlock : 0;
+            to[i] = whole && inside ? out + offset : spare + i * kBlock;
+            if (!frame.shortcut) continue;
+            shortcuts[i] = whole && inside ? finish.shortcut + offset : padded_shortcut + i * kBlock;
+            if (!whole && inside) std::copy_n(finish.shortcut + offset, real, padded_shortcut + i * kBlock);
+          }
+          frame.next = next && row / m < vectors ? next + row / m * lines * kLine : nullptr;
+          Tile(panels.factors, vectors, from.data() + row * taps + begin * m, end - begin, panels.depth,
+               panels[block] + begin * size, to, frame);
+          for (int i = 0; !whole && i < m && row + i < count; ++i) {
+            std::copy_n(spare + i * kBlock, real, out + place[row + i] + block * kBlock);
+          }
         }
       }
     }
@@ -375,6 +339,9 @@ void Forward(Factors factors, const Geometry& g, const float* x, const float* we
   const Gather& gather = Cached(read, true)[0];
   const Panels panels =
       packed ? Panels{factors, packed, g.taps(), read.in, g.out} : Pack(factors, g, weight, gather.taps, false);
+  if (g.stride == 1 && winograd::Pays(panels, g.images, g.height, g.width)) {
+    return winograd::Multiply(winograd::Transformed(panels, false), g.images, g.height, g.width, x, y, finish);
+  }
   Multiply(gather, g.images, x, g.height * g.width * read.in, panels, y, g.out_height * g.out_width * g.out, finish);
 }
 
@@ -387,6 +354,9 @@ void InputGradient(Factors wanted, const Geometry& g, const float* dy, const flo
   }
   for (const Gather& gather : Cached(read, false)) {
     const Panels panels = Pack(factors, g, weight, gather.taps, true);
+    if (g.stride == 1 && winograd::Pays(panels, g.images, g.height, g.width)) {
+      return winograd::Multiply(winograd::Transformed(panels, true), g.images, g.height, g.width, dy, dx, {});
+    }
     Multiply(gather, g.images, dy, g.out_height * g.out_width * read.out, panels, dx, g.height * g.width * g.in, {});
   }
 }
@@ -471,6 +441,10 @@ void GatherPlaces(const Geometry& g, const Gather& gather, const float* x, const
 void WeightGradient(Factors wanted, const Geometry& g, const float* x, const float* dy, float* dweight) {
   constexpr int64_t kChunk = 32 * kLanes, kMostGroups = 16, kJobs = 64;
   const Factors factors = kHasBfloat16 ? wanted : Factors::kFloat32;
+  if (factors == Factors::kFloat32 && g.stride == 1 && g.kernel == 3 &&
+      winograd::GradientPays(g.images, g.height, g.width, g.in, g.out)) {
+    return winograd::WeightGradient(g.images, g.height, g.width, g.in, g.out, x, dy, dweight);
+  }
   const bool pairs = factors == Factors::kBfloat16;
   const bool narrow = pairs && g.in % (2 * kLanes) == 0;  // x once, and not tap by tap
   const bool on_tiles = narrow && g.out % kTile == 0 && HasTiles();
@@ -597,24 +571,34 @@ void BiasOperator(const Tensors& t) {  // x, weight, bias to y
   Forward(Usable(factors, g.in), g, t.In(0), t.In(1), nullptr, {t.In(2), nullptr, false}, t.Out(3));
 }
 
-// Weights (out, in, k, k) to (out rounded up to kBlock, in, k, k), or of bfloat16 (.., in / 2, k, k), whose order is
-// that of the panels.
+// Weights (out, in, k, k) to (out rounded up to kBlock, in, k, k), or of bfloat16 (.., in / 2, k, k), or transformed
+// for Winograd's algorithm (.., in, 4, 4), whose order is that of the panels.
 void PackOperator(const Tensors& t) {
   Geometry g{};
   g.out = t.Dim(0, 0), g.in = t.Dim(0, 1), g.kernel = t.Dim(0, 2);
   std::vector<int64_t> taps;
   for (int64_t i = 0; i < g.taps(); ++i) taps.push_back(i);
-  const bool pairs = t.Dim(1, 1) != g.in;
+  const bool pairs = t.Dim(1, 1) != g.in, transformed = t.Dim(1, 2) != g.kernel;
   Require(!pairs || kHasBfloat16, "conv2d_pack: this processor has no bfloat16");
-  Pack(pairs ? Factors::kBfloat16 : Factors::kFloat32, g, t.In(0), taps, false, t.Out(1));
+  if (transformed) {
+    Require(g.kernel == 3 && g.in % kLanes == 0 && !pairs, "conv2d_pack: no weights for Winograd's algorithm");
+    winograd::Transformed(Pack(Factors::kFloat32, g, t.In(0), taps, false), false, t.Out(1));
+  } else {
+    Pack(pairs ? Factors::kBfloat16 : Factors::kFloat32, g, t.In(0), taps, false, t.Out(1));
+  }
 }
 
 template <int stride, bool same, bool relu>
 void PackedOperator(const Tensors& t) {  // x, packed weights, bias[, shortcut] to y
   const int y = t.count - 1;
   const Geometry g = GeometryOf<stride, same>(t, 0, 1, y);
+  const Finish finish{t.In(2), y == 4 ? t.In(3) : nullptr, relu};
+  if (g.taps() == winograd::kElements) {
+    const Panels panels{Factors::kFloat32, t.In(1), g.taps(), g.in, g.out};
+    return winograd::Multiply(panels, g.images, g.height, g.width, t.In(0), t.Out(y), finish);
+  }
   const Factors factors = t.Dim(1, 1) == g.in ? Factors::kFloat32 : Factors::kBfloat16;
-  Forward(factors, g, t.In(0), nullptr, t.In(1), {t.In(2), y == 4 ? t.In(3) : nullptr, relu}, t.Out(y));
+  Forward(factors, g, t.In(0), nullptr, t.In(1), finish, t.Out(y));
 }
 
 template <int stride, bool same, Factors factors>
@@ -644,8 +628,10 @@ void WeightGradientOperator(const Tensors& t) {  // x, dy, weight (for its shape
 DDRNET_CONVOLUTIONS(1, 1, false)
 DDRNET_CONVOLUTIONS(2, 2, false)
 DDRNET_CONVOLUTIONS(2_same, 2, true)
-DDRNET_OPERATOR(conv2d_pack, ddrnet::PackOperator)
-DDRNET_OPERATOR(conv2d_pack_bfloat16, ddrnet::PackOperator)
+DDRNET_OPERATOR(conv2d_pack_1, ddrnet::PackOperator)
+DDRNET_OPERATOR(conv2d_pack_2, ddrnet::PackOperator)
+DDRNET_OPERATOR(conv2d_pack_1_bfloat16, ddrnet::PackOperator)
+DDRNET_OPERATOR(conv2d_pack_2_bfloat16, ddrnet::PackOperator)
 
 // Whether bfloat16 is there and worth it: by AVX-512 alone Intel's processors multiply it no faster than float32.
 extern "C" int ddrnet_has_bfloat16() {

@@ -35,10 +35,15 @@ void TileOf(const float* const* rows, int64_t taps, int64_t depth, const float* 
       for (int v = 0; v < vectors; ++v) sum[i][v] = *reinterpret_cast<const VecU*>(from + v * kLanes);
     }
   }
+  const float* next = frame.next ? frame.next : panel;
   for (int64_t t = 0; t < taps; ++t, rows += m) {
     const float* row[m];
     for (int i = 0; i < m; ++i) row[i] = rows[i] + depth;
     for (int64_t k = -depth; k < 0; ++k, panel += vectors * kLanes) {
+      if constexpr (!indirect) {
+        __builtin_prefetch(next, 0, 2);
+        next += kLine;
+      }
       const float* from = indirect ? columns[depth + k] : panel;
       Vec column[vectors];
 #pragma GCC unroll 4

@@ -38,11 +38,12 @@ inline Vec Broadcast(float value) { return BroadcastTo(value, std::make_integer_
 
 inline Vec Relu(Vec value) { return value < Vec{} ? Vec{} : value; }  // what is not a number stays none
 
+constexpr int kLine = 16;                      // floats in a line of the cache
 constexpr int kBlock = kMostVectors * kLanes;  // columns that a tile computes at once
 
 // Rows of a tile that is `vectors` wide: as many as the registers hold.
 constexpr int RowsOf(int vectors) { return std::min(12, kAccumulators / vectors); }
-constexpr int kMostRows = RowsOf(1);
+constexpr int kMostRows = RowsOf(1), kRowsOfWidest = RowsOf(kMostVectors);
 
 constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -125,6 +126,7 @@ struct Frame {
   const float* bias = nullptr;                                      // one for each column
   const float* const* shortcut = nullptr;                           // for each row what is added to it, or none
   bool relu = false;
+  const float* next = nullptr;  // what will be read soon: one line of the cache for each step of the sum is fetched
 };
 
 // The kernel: a tile of RowsOf(vectors) rows and `vectors` vectors of columns,

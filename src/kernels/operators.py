@@ -71,17 +71,25 @@ def convolution(stride: int, same: bool, bias: bool, bfloat16: bool = False) -> 
 
 
 @functools.cache
-def pack_weight(bfloat16: bool = False) -> Operator:
+def pack_weight(stride: int, bfloat16: bool = False) -> Operator:
     """Weight (O, C, k, k) in the order in which `packed_convolution` reads it: (O filled up to `block()`, C, k, k).
 
-    bfloat16: rounded to it, two numbers in the place of one, (.., C / 2, k, k); where C is odd, float32 as it is.
+    Args:
+        stride: with which it convolves.
+        bfloat16: rounded to it, two numbers in the place of one, (.., C / 2, k, k); where C is odd, float32 as it is.
+            Of float32, 3x3 and stride 1, transformed for Winograd's algorithm, (.., C, 4, 4), unless C is so large that
+            reading them takes longer than they spare.
     """
 
     def shape(weight: list) -> list:
-        pairs = bfloat16 and weight[1] % 2 == 0
-        return [-(-weight[0] // block()) * block(), weight[1] // 2 if pairs else weight[1], *weight[2:]]
+        filled, inputs, kernel, _ = -(-weight[0] // block()) * block(), *weight[1:]
+        if bfloat16 and inputs % 2 == 0:
+            return [filled, inputs // 2, kernel, kernel]
+        transformed = stride == 1 and kernel == 3 and inputs % 16 == 0 and inputs <= 256
+        return [filled, inputs, *[4 if transformed else kernel] * 2]
 
-    return Operator(f"conv2d_pack{'_bfloat16' * bfloat16}", shape)  # a name each, as MindSpore keeps shapes by name
+    # a name each, as MindSpore keeps shapes by name
+    return Operator(f"conv2d_pack_{_suffix(stride, False, bfloat16)}", shape)
 
 
 @functools.cache

@@ -56,7 +56,7 @@ class FoldedConv2d(nn.Cell):
 
     def __init__(self, conv: Conv2d) -> None:
         super().__init__()
-        self.pack = operators.pack_weight(conv.bfloat16)
+        self.pack = operators.pack_weight(conv.kind[0], conv.bfloat16)
         shape = self.pack(Tensor(np.zeros(conv.weight.shape, np.float32))).shape
         self.packed = Parameter(Tensor(np.zeros(shape, np.float32)), name="packed", requires_grad=False)
         self.bias = Parameter(Tensor(np.zeros(conv.out_channels, np.float32)), name="bias", requires_grad=False)
