@@ -135,6 +135,9 @@ class Config(BaseModel):
     )
     mixup_off_epoch: Epochs = key(0, "mix in epochs 1 to n only; 0: in all")
     label_smoothing: Decay = key(0.1, "share of a target spread over all classes")
+    class_weights: Literal["", "balanced"] = key(
+        "", "balanced: the training loss counts all classes alike, however many images each has"
+    )
     num_parallel_workers: Positive = key(16, "decoding and augmentation threads a device", "nothing")
 
     # optimisation

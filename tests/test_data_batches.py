@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from src.data import create_dataset, loader
 from src.data.augment.transforms import load_eval_image
 from src.data.imagenet import _TrainJob
 from src.errors import UserError
+from src.tools.criterion import SoftTargetCrossEntropy
 from tests.photos import make_config, make_folder
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +80,27 @@ def test_unmixed_targets_are_smoothed_by_alpha_over_num_classes(folder):
         np.testing.assert_array_equal(images, same_images)
         assert sorted(np.unique(one_hot)) == [0.0, 1.0]
         np.testing.assert_allclose(targets, 0.7 * one_hot + 0.1, atol=1e-6)
+
+
+def test_balanced_class_weights_weigh_the_loss_as_in_scikit_learn_and_pytorch(folder, tmp_path):
+    torch = pytest.importorskip("torch")
+    from sklearn.utils.class_weight import compute_class_weight
+
+    for label, images in enumerate((8, 5, 2)):
+        (tmp_path / "train" / f"class_{label}").mkdir(parents=True)
+        for path in sorted((folder / "train" / f"class_{label}").iterdir())[:images]:
+            (tmp_path / "train" / f"class_{label}" / path.name).symlink_to(path)
+    keys = {"batch_size": 6, "label_smoothing": 0.2, "auto_augment": ""}
+    plain = create_dataset(make_config(tmp_path, **keys), "train")
+    balanced = create_dataset(make_config(tmp_path, class_weights="balanced", **keys), "train")
+    weights = compute_class_weight("balanced", classes=np.arange(3), y=plain.samples.labels)
+    np.testing.assert_allclose(balanced.class_weights, weights, rtol=1e-6)
+    logits = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    for (images, targets), (same_images, weighed) in zip(plain.epoch(1), balanced.epoch(1)):
+        np.testing.assert_array_equal(images, same_images)
+        criterion = torch.nn.CrossEntropyLoss(torch.from_numpy(weights.astype(np.float32)))
+        want = criterion(torch.from_numpy(logits), torch.from_numpy(targets)).item()
+        assert SoftTargetCrossEntropy()(ms.Tensor(logits), ms.Tensor(weighed)).asnumpy() == pytest.approx(want, 1e-5)
 
 
 def test_mixing_ends_after_mixup_off_epoch(folder):

@@ -41,7 +41,13 @@ def draw_preview(config: Config, rows: int = 6, cell: int = 160) -> Image.Image:
     """
     rows += rows % 2
     config = config.model_copy(
-        update={"batch_size": rows, "accumulation_step": 1, "device_num": 1, "label_smoothing": 0.0}
+        update={
+            "batch_size": rows,
+            "accumulation_step": 1,
+            "device_num": 1,
+            "label_smoothing": 0.0,
+            "class_weights": "",
+        }
     )
     train = create_dataset(config, "train")
     training, evaluation = TrainTransform(config), EvalTransform(config)

@@ -17,6 +17,7 @@ from src.console import bar_size
 from src.data.augment.transforms import EvalTransform
 from src.data.image_files import UndecodableImage, read_image
 from src.data.listing import EXTENSIONS
+from src.data.rotation import rotation, rotation_note
 from src.errors import printable
 from src.evaluation.predictions import UNKNOWN, Predictions, write_predictions
 from src.files import is_directory
@@ -99,9 +100,10 @@ def classify(
         else:
             paths.append(path)
     batch = fixed_batch or min(config.batch_size, BATCH, max(len(paths), 1))
-    predictions, answered = Predictions(len(names)), []
+    predictions, answered, rotated = Predictions(len(names)), [], 0
     with tqdm(total=len(paths), unit="img", disable=None if out else True, **bar_size()) as bar:
-        for group, images, reasons in _batches(paths, config, batch):
+        for group, images, reasons, turned in _batches(paths, config, batch):
+            rotated += turned
             logits = network(images)
             good = [place for place, reason in enumerate(reasons) if not reason]
             for place, reason in enumerate(reasons):
@@ -116,26 +118,32 @@ def classify(
                 _show([group[place] for place in good], told, names)
             beat()
             bar.update(len(group))
+    for line in rotation_note(rotated, f"of {len(paths)} images"):
+        print(line, file=sys.stderr)
     if out:
         write_predictions(out, answered, predictions, names)
         print(f"{out}: {len(answered):,} images")
     return 3 if failed else 0
 
 
-def _batches(paths: Sequence[str], config: Config, batch: int) -> Iterator[tuple[Sequence[str], np.ndarray, list[str]]]:
-    """The images in batches of one shape: paths, float32 (batch, 3, H, W), and for each path '' or why it is none.
+def _batches(
+    paths: Sequence[str], config: Config, batch: int
+) -> Iterator[tuple[Sequence[str], np.ndarray, list[str], int]]:
+    """The images in batches of one shape: paths, float32 (batch, 3, H, W), for each path '' or why it is none, and how
+    many want to be turned.
 
     While the network works on one batch the next is decoded.
     """
     transform = EvalTransform(config)
     side = config.image_size
 
-    def load(path: str, out: np.ndarray) -> str:
+    def load(path: str, out: np.ndarray) -> tuple[str, bool]:
         try:
-            transform(read_image(path), out)
+            encoded = read_image(path)
+            transform(encoded, out)
         except (OSError, UndecodableImage) as error:
-            return str(error)
-        return ""
+            return str(error), False
+        return "", rotation(encoded) > 1
 
     def begin(start: int) -> tuple:
         group, images = paths[start : start + batch], np.zeros((batch, 3, side, side), np.float32)
@@ -146,7 +154,8 @@ def _batches(paths: Sequence[str], config: Config, batch: int) -> Iterator[tuple
         for start in range(0, len(paths), batch):
             group, images, loads = coming
             coming = begin(start + batch)
-            yield group, images, [load.result() for load in loads]
+            reasons, turned = zip(*(load.result() for load in loads))
+            yield group, images, list(reasons), sum(turned)
 
 
 def _show(paths: Sequence[str], predictions: Predictions, names: Sequence[str]) -> None:

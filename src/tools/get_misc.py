@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from src.data.rotation import count_rotated, rotation_note
+
 if TYPE_CHECKING:
     import numpy as np
     from mindspore import nn
@@ -42,6 +44,7 @@ def describe(config: "Config", network: "nn.Cell", train: "Batches", val: "Batch
     lines = [f"  {name}: {value if value != '' else repr(value)}" for name, value in values if value != defaults[name]]
     parameters = sum(parameter.size for parameter in network.trainable_params())
     peak = rates.max()
+    rotated, looked_at = count_rotated(train.samples)
     alone = [f"only one class, {train.classes[0]}: there is nothing to tell apart"] if len(train.classes) == 1 else []
     return [
         "configuration, where it differs from the defaults:",
@@ -49,6 +52,7 @@ def describe(config: "Config", network: "nn.Cell", train: "Batches", val: "Batch
         f"network: {config.arch}, {parameters:,} trainable parameters",
         f"data: {train.size:,} training and {val.size:,} validation images in {len(train.classes):,} classes",
         *alone,
+        *rotation_note(rotated, f"of {looked_at} training images looked at"),
         f"learning rate: at most {peak:.6g}, for a global batch of {config.images_an_update:,}",
         f"updates: {len(rates):,}",
     ]
