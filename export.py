@@ -10,11 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from src import __version__  # before MindSpore, which reads the environment that it sets
+
+# isort: split
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src import __version__
 from src.args import parse_args, switch
 from src.assembly import build_classifier
 from src.data import class_names

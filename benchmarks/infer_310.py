@@ -28,6 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 INFER = ROOT / "ascend310_infer"
 sys.path.insert(0, str(ROOT))
 
+import src  # noqa: E402, F401  (before MindSpore, which reads the environment that it sets)
+
+# isort: split
 import mindspore as ms  # noqa: E402
 from mindspore import Tensor  # noqa: E402
 

@@ -14,6 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import src  # noqa: F401  (before MindSpore, which reads the environment that it sets)
+
+# isort: split
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor

@@ -33,6 +33,7 @@ done in $((SECONDS - began)) s
   weights   $run/ckpt_0/DDRNet23.ckpt (the last), $run/ckpt_0/DDRNet23_best.ckpt (the best)
   curves    $run/curves.png, from $run/metrics.jsonl
   serving   $run/DDRNet23.mindir, $run/DDRNet23.json
-try         cd $run && $python $root/eval.py --ddr_config $config --pretrained ckpt_0/DDRNet23.ckpt \\
-              --data_url $root/data/digits --images $root/data/digits/val/7/*.png
+try         source $root/.venv/bin/activate; cd $root
+            python eval.py --pretrained runs/digits/ckpt_0/DDRNet23.ckpt --images data/digits/val/7/*.png
+            python eval.py --pretrained runs/digits/ckpt_0/DDRNet23.ckpt --report runs/digits/report
 END

@@ -1,5 +1,6 @@
-"""The scripts that make an environment: which Python they take, and what they say where they cannot."""
+"""The environment: which Python the scripts take, what they say otherwise, and who sets what MindSpore reads."""
 
+import ast
 import os
 import subprocess
 from pathlib import Path
@@ -60,3 +61,15 @@ def test_an_environment_of_another_python_than_the_named_one_is_refused(tmp_path
     done = sourced("make_venv .venv -r requirements.txt", tmp_path, PYTHON=str(python(tmp_path / "3.12", "3.12")))
     assert done.returncode == 1
     assert "is 3.12, but .venv was made with 3.9; remove .venv, or unset PYTHON" in done.stderr
+
+
+@pytest.mark.parametrize("program", [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")], ids=lambda path: path.name)
+def test_no_program_imports_mindspore_before_what_sets_its_environment(program):
+    """MindSpore reads GLOG_v and a rank table when it is imported; src/__init__.py has both in order before."""
+    packages = []
+    for node in ast.parse(program.read_text(encoding="utf-8")).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        packages += [name.partition(".")[0] for name in names]
+    if "mindspore" in packages:
+        assert "src" in packages[: packages.index("mindspore")]
