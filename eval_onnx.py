@@ -35,7 +35,7 @@ def main(argv: Optional[list[str]] = None) -> None:
         raise UserError("--pretrained: name the file to evaluate, such as DDRNet23.onnx; export.py writes it")
     outputs = find_outputs(config, rest)
     config, _ = stage(config, writes=False)
-    target = device(config, "device_target" in rest.given)
+    target = device(config, rest.told, "device_target" in rest.given)
     network = OnnxNetwork(config.pretrained, target, config.device_id)
     config = fitting(network, config, rest.told)
     if rest.images:
@@ -61,13 +61,20 @@ def main(argv: Optional[list[str]] = None) -> None:
     write_outputs(outputs, config, val, predictions, totals.means(), computed, log)
 
 
-def device(config: Config, given: bool) -> str:
-    """Where to run: as the command line says; as the configuration says, if ONNX Runtime can; else on the CPU."""
+def device(config: Config, told: Iterable[str], given: bool) -> str:
+    """Where to run: as the command line says; as the configuration says, if ONNX Runtime can; else on the CPU.
+
+    Args:
+        config: reads device_target.
+        told: the keys that a YAML file or a flag named: only what somebody has asked for is worth a word.
+        given: whether the command line names the device.
+    """
     if config.device_target == "auto":
         return "CPU"
     if given or knows_device(config.device_target):
         return config.device_target
-    log.info("device: CPU, as ONNX Runtime here has no %s", PROVIDERS[config.device_target])
+    if "device_target" in told:
+        log.info("device: CPU, as ONNX Runtime here has no %s", PROVIDERS[config.device_target])
     return "CPU"
 
 

@@ -325,6 +325,10 @@ def test_without_a_card_the_configurations_device_gives_way_to_the_cpu(exported,
         eval_onnx.main(["--ddr_config", str(config), "--data_url", str(digits), "--pretrained", str(exported)])
     assert "device: CPU, as ONNX Runtime here has no CANNExecutionProvider" in caplog.text
     assert caplog.messages[-1].startswith("Top5 acc: ")
+    caplog.clear()
+    with caplog.at_level("INFO"):  # nobody asks for a card
+        eval_onnx.main(["--data_url", str(digits), "--pretrained", str(exported)])
+    assert "device" not in caplog.text
 
 
 def test_preprocessing_other_than_the_files_is_said(exported, digits, caplog):
