@@ -96,16 +96,26 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = printable(f"{type(error).__name__}: {error}", MESSAGE_LIMIT)
-        full = _MEMORY.search(str(error))
+        full = _lack_of_memory(error)
         if full and os.environ.get("DDRNET_TRACEBACK") != "1":
-            line = next(line.strip() for line in str(error).splitlines() if full[0] in line)
             advice = "halve it, and double accumulation_step where a training run is to stay the same"
-            _end(f"error: batch_size: the device's memory does not suffice ({printable(line)}); {advice}", 2)
+            _end(f"error: batch_size: {full}; {advice}, or lower image_size", 2)
         hint = "; DDRNET_TRACEBACK=1 in the environment shows the traceback"
         if os.environ.get("DDRNET_TRACEBACK") == "1":
             traceback.print_exc()
             hint = ""
         _end(f"error: unforeseen, in {Path(where.filename).name} line {where.lineno}: {what}{hint}", 1)
+
+
+def _lack_of_memory(error: Exception) -> str:
+    """What an error says of memory that does not suffice; empty where it is another."""
+    if isinstance(error, MemoryError):
+        return f"this machine's memory does not suffice ({printable(error) or 'Python had none left'})"
+    found = _MEMORY.search(str(error))
+    if not found:
+        return ""
+    line = next(line.strip() for line in str(error).splitlines() if found[0] in line)
+    return f"the device's memory does not suffice ({printable(line)})"
 
 
 def _end(line: str, code: int) -> None:

@@ -28,10 +28,13 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
     when it raises, the temporary file is removed and `path` is as it was.
 
     Raises:
-        UserError: the folder cannot be made or written; TemporaryFailure: the disk is full or fails.
+        UserError: the folder cannot be made or written, or `path` is a device. TemporaryFailure: the disk is full or
+            fails.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    if _is_device(path):  # root would have it replaced by a file, /dev/null for the whole machine
+        raise UserError(f"{path}: is a device; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -63,6 +66,15 @@ def _where_supported() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path leads to a device, or is one of the names, such as /dev/stdout, that stand for open files."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        mode = 0
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or path.absolute().parent == Path("/dev")
 
 
 def try_writing(folder: Union[str, Path]) -> None:

@@ -89,3 +89,11 @@ def test_a_card_whose_memory_does_not_suffice_asks_for_a_smaller_batch(text):
     assert line.startswith("error: batch_size: the device's memory does not suffice (")
     assert ("Request memory size: 9G" in line) or ("alloc size: 9B" in line)
     assert "double accumulation_step" in line
+
+
+def test_memory_that_does_not_suffice_asks_for_a_smaller_batch():
+    program = "import numpy as np\nfrom src.errors import run\nrun(lambda: np.empty((1 << 20, 3, 4096, 4096)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: batch_size: this machine's memory does not suffice (Unable to allocate 384. TiB")

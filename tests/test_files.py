@@ -5,6 +5,7 @@ import resource
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -147,7 +148,16 @@ def test_a_lock_is_one_process_s_and_its_file_keeps_its_content(tmp_path):
     assert (tmp_path / ".lock").read_text() == "new"
 
 
-def test_a_file_may_be_written_to_a_device(tmp_path):
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout", "link"])
+def test_no_device_is_replaced_by_a_file(tmp_path, name):
+    (tmp_path / "link").symlink_to("/dev/null")
+    with pytest.raises(UserError, match="is a device; name a file"):
+        write_text(tmp_path / name, "x")
+    assert Path("/dev/null").is_char_device()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_log_may_be_written_to_a_device(tmp_path):
     (tmp_path / "log").symlink_to("/dev/null")
     with open_to_write(tmp_path / "log") as file:
         file.write(b"x")

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -269,3 +270,18 @@ def test_the_files_own_name_for_a_buffer_is_io_bytes():
     """What the messages above must not hold comes from here."""
     with pytest.raises(Exception, match="BytesIO object at"):
         Image.open(io.BytesIO(b"no image"))
+
+
+def test_libtiff_tells_nothing_of_damaged_files_by_itself():
+    contents = [encoded(photo_like(40, 30, 0), "TIFF", compression="tiff_lzw") for _ in range(20)]
+    script = (
+        "import pickle, sys\nfrom src.data.decode import decode\n"
+        "for content in pickle.load(sys.stdin.buffer):\n"
+        "    try:\n        decode(content)\n    except Exception as error:\n        print(error)"
+    )
+    damaged = [content[: 8 + 3 * n] + b"\xff" + content[9 + 3 * n :] for n, content in enumerate(contents)]
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=pickle.dumps(damaged), cwd=PROJECT, capture_output=True, check=True
+    )
+    assert len(done.stdout.splitlines()) > 5  # refused, and libtiff's lines would stand on standard error
+    assert done.stderr == b""

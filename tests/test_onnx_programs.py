@@ -318,6 +318,26 @@ def test_a_weight_that_changed_after_the_export_is_noticed(exported, digits, tmp
         evaluate(tmp_path / exported.name, digits)
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"sha256": 5, "file": "a.onnx"}', '{"name": "mine"}', "pipe", "folder"])
+def test_a_json_of_the_same_stem_that_is_no_description_says_nothing(content, exported, tmp_path):
+    path = tmp_path / "a.onnx"
+    path.symlink_to(exported)
+    beside = tmp_path / "a.json"
+    if content == "pipe":
+        os.mkfifo(beside)
+    elif content == "folder":
+        beside.mkdir()
+    else:
+        beside.write_text(content)
+    assert OnnxNetwork(path).description["arch"] == "DDRNet23Slim"
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.onnx")
+    with pytest.raises(UserError, match=r"a\.onnx: cannot be read \(no regular file\)"):
+        OnnxNetwork(tmp_path / "a.onnx")
+
+
 def test_without_a_card_the_configurations_device_gives_way_to_the_cpu(exported, digits, tmp_path, caplog):
     config = tmp_path / "ascend.yaml"
     config.write_text(TINY.read_text().replace("device_target: CPU", "device_target: Ascend"))

@@ -1,11 +1,13 @@
 """From an encoded image to a PIL RGB image, whole or as much of it as a crop needs."""
 
+import ctypes
 import io
 import logging
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -22,6 +24,20 @@ _MARGIN = 16  # rows below a scaled crop that the resizing filter may reach
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # there is a limit of our own
+
+
+def _quieten_libtiff() -> None:
+    """Keep libtiff, which tells of a damaged file on standard error by itself, from doing so; Pillow raises as well."""
+    with suppress(OSError, AttributeError):  # a Pillow without it, or of which it is a part
+        mapped = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+        for path in {line.split(maxsplit=5)[-1] for line in mapped if "/libtiff" in line}:
+            library = ctypes.CDLL(path)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
+
+
+Image.core  # noqa: B018 (loads Pillow's libraries)
+_quieten_libtiff()
 
 _BYTE_OF = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # of every 16-bit value
 

@@ -89,6 +89,24 @@ def read_description(exported: Union[str, Path]) -> dict[str, Any]:
     return description
 
 
+def check_described(exported: Union[str, Path]) -> None:
+    """Check a file that is described in itself against the checksum that export.py wrote into a .json beside it.
+
+    A .json of its stem that is no description of it, whosever it is, says nothing.
+
+    Raises:
+        UserError: the file is not the one that was described, or another state of it.
+    """
+    exported = Path(exported)
+    path = exported.with_suffix(".json")
+    try:
+        description = read_json(path, _MOST_BYTES)
+    except UserError:
+        return
+    if isinstance(description, dict) and all(isinstance(description.get(key), str) for key in ("file", "sha256")):
+        _check_file(exported, path, description["file"], description["sha256"])
+
+
 def _check_classes(path: Path, count: Any, names: Any) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= MOST_CLASSES:
         raise UserError(f"{path}: num_classes must be from 1 to {MOST_CLASSES}, not {printable(count, 40)}; {_AGAIN}")

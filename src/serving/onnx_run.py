@@ -9,9 +9,11 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from src.errors import UserError
-from src.serving.description import read_description
+from src.files import read_bytes
+from src.serving.description import check_described
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
+LARGEST = 2**31 - 1  # bytes of a file: protobuf's own limit
 QUIET = 3  # ONNX Runtime's log: errors alone
 
 
@@ -47,12 +49,8 @@ class OnnxNetwork:
             )
         onnxruntime = _runtime()
         path = Path(path)
-        if path.with_suffix(".json").exists():
-            read_description(path)  # it holds the file's checksum
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        check_described(path)
+        data = read_bytes(path, LARGEST)
         onnxruntime.set_default_logger_severity(QUIET)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET
