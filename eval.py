@@ -4,8 +4,12 @@ python eval.py --device_id 0 --device_target Ascend --ddr_config CONFIG --pretra
 """
 
 import logging
+import signal
 import sys
 from typing import Optional
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while MindSpore is imported ends it without its traceback
 
 from tqdm import tqdm
 

@@ -4,11 +4,15 @@ python export.py --pretrained ./ckpt_0/DDRNet23.ckpt --ddr_config CONFIG --devic
 """
 
 import logging
+import signal
 import tempfile
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Optional
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while MindSpore is imported ends it without its traceback
 
 from src import __version__  # before MindSpore, which reads the environment that it sets
 

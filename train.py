@@ -4,7 +4,11 @@ python train.py --ddr_config ./src/configs/ddrnet23_imagenet.yaml --device_id 0 
 """
 
 import logging
+import signal
 from typing import Optional
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while MindSpore is imported ends it without its traceback
 
 from src.args import parse_args
 from src.assembly import build_network, build_step

@@ -7,6 +7,7 @@ EX_TEMPFAIL. 1: a run that must stop.
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -83,10 +84,12 @@ def run(main: Callable[[], None]) -> None:
     DDRNET_TRACEBACK=1 in the environment its traceback follows.
     """
     make_unbreakable()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as an entry point has it while it imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Lines("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a closed HOME it tells at length
     try:
         main()
     except (UserError, TrainingStopped) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY, command
 
 SHIM = """
 #define _GNU_SOURCE
@@ -104,3 +104,40 @@ def test_content_that_cannot_be_synced_is_not_there(error, text, shim, tmp_path)
     assert f"cannot be written ({text})" in done.stderr
     assert (tmp_path / "a.txt").read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".lock"}
+
+
+READ_ONLY = """
+set -e
+mkdir -p "$1/data" "$1/home" "$1/out"
+mount -t tmpfs none "$1/data" && cp -r "$2" "$1/data/digits" && mount -o remount,ro "$1/data"
+mount -t tmpfs none "$1/home" && mount -o remount,ro "$1/home"
+mount --bind "$3" "$3" && mount -o remount,bind,ro "$3"
+export HOME="$1/home"
+cd "$1/out"
+shift 3
+exec "$@"
+"""
+PRIVATE = ["unshare", "--mount", "--propagation", "private"]  # mounts that nobody else sees
+
+
+@pytest.mark.skipif(
+    subprocess.run([*PRIVATE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode,
+    reason="mounting is not allowed here",
+)
+def test_program_data_and_home_may_be_read_only(digits, tmp_path):
+    told = ["--ddr_config", TINY, "--data_url", tmp_path / "data" / "digits", "--epochs", "1", "--warmup_length", "0"]
+    told += ["--listing_cache", tmp_path / "home" / "listings"]
+    script = [*PRIVATE, "sh", "-c", READ_ONLY, "sh", tmp_path, digits, ROOT]
+    done = subprocess.run(
+        [*map(str, script), *command("train.py", *told)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "ckpt_0" / "DDRNet23Slim.ckpt").exists()
+    assert "the listing is not kept" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    done = subprocess.run(
+        [*map(str, script), *command("train.py", *told, "--train_url", tmp_path / "home")],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "home/ckpt_0: cannot be written (Read-only file system); choose train_url" in done.stderr

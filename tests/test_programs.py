@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import export as export_program
 import train as train_program
 from src.errors import UserError
 from src.models import create_model
-from tests.conftest import ROOT, TINY, run_program
+from tests.conftest import ROOT, TINY, command, run_program
 
 CPU = {"DEVICE_TARGET": "CPU"}
 
@@ -348,3 +349,16 @@ def test_training_on_single_images_of_32_pixels_is_refused(digits, tmp_path):
     assert "batch_size: of 1 image of 32 pixels" in done.stderr
     assert "take a batch_size of 2 or more" in done.stderr
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py", "export.py"])
+def test_ctrl_c_while_mindspore_is_imported_ends_without_a_word(program, tmp_path):
+    process = subprocess.Popen(
+        command(program, "--ddr_config", TINY), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while b"/mindspore/" not in Path(f"/proc/{process.pid}/maps").read_bytes():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == b""
+    assert process.returncode == -signal.SIGINT
