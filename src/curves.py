@@ -67,6 +67,7 @@ def plot_curves(records: list[dict[str, Any]], rates: Optional["np.ndarray"] = N
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(13, 4), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
@@ -79,10 +80,12 @@ def plot_curves(records: list[dict[str, Any]], rates: Optional["np.ndarray"] = N
     drawn = [value for line in loss.lines for value in line.get_ydata()]
     if drawn and min(drawn) > 0 and max(drawn) > 3 * min(drawn):
         loss.set_yscale("log")
+        loss.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        loss.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
     accuracy.set_title("Validation accuracy, %")
     _line(accuracy, records, "top1", "top-1" + _best(records, "top1"), VALIDATION, 100)
-    _line(accuracy, records, "ema_top1", "averaged weights" + _best(records, "ema_top1"), AVERAGED, 100)
+    _line(accuracy, records, "ema_top1", "averaged" + _best(records, "ema_top1"), AVERAGED, 100)
     if any(value < 1 for _, value in _points(records, "top5")):
         _line(accuracy, records, "top5", "top-5", TOP5, 100)
 
@@ -100,8 +103,9 @@ def plot_curves(records: list[dict[str, Any]], rates: Optional["np.ndarray"] = N
         axes.spines[["top", "right"]].set_visible(False)
         if axes.dataLim.width == 0:  # one epoch: a point
             axes.set_xlim(axes.dataLim.x0 - 0.5, axes.dataLim.x0 + 0.5)
+            axes.set_xticks([axes.dataLim.x0])
         if axes.lines:
-            axes.legend(frameon=False)
+            axes.legend(framealpha=0.85, edgecolor="none")
         else:
             axes.text(0.5, 0.5, "nothing recorded", ha="center", va="center", color="grey", transform=axes.transAxes)
     return figure
@@ -134,8 +138,8 @@ def _schedule(axes: "Axes", rates: "np.ndarray", first: int, done: int, updates:
 
     shown = np.unique(np.linspace(0, len(rates) - 1, min(len(rates), _POINTS)).astype(int))
     behind, ahead = shown[shown + first < done], shown[shown + first >= done - 1]
-    if len(ahead) > 1:
-        axes.plot((ahead + first) / updates, rates[ahead], label="to come", color=RATE, alpha=0.35, linewidth=1.6)
     marker = "o" if len(behind) == 1 else None
     epochs = (behind + first) / updates
     axes.plot(epochs, rates[behind], label="of every update", color=RATE, marker=marker, linewidth=1.6)
+    if len(ahead) > 1:
+        axes.plot((ahead + first) / updates, rates[ahead], label="to come", color=RATE, alpha=0.35, linewidth=1.6)

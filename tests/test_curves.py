@@ -52,7 +52,7 @@ def test_the_whole_schedule_is_drawn_with_its_warmup_and_what_is_still_to_come()
 
 def test_averaged_weights_have_curves_of_their_own():
     figure = plot_curves([record(1, top1=0.5, ema_top1=0.75, val_loss=2.0, ema_val_loss=1.0)])
-    assert lines(figure, 1)["averaged weights (best 75.00%, epoch 1)"] == [(1, 75)]
+    assert lines(figure, 1)["averaged (best 75.00%, epoch 1)"] == [(1, 75)]
     assert lines(figure, 0)["validation, averaged weights"] == [(1, 1)]
 
 
