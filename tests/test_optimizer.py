@@ -113,3 +113,9 @@ def test_decay_acts_on_convolutions_and_the_classifiers_weight_alone():
     names = [p.name for p in create_model("DDRNet23Slim", 10).trainable_params() if takes_decay(p)]
     assert all(name.endswith(".weight") for name in names)
     assert len(names) == 45 + 1
+
+
+def test_an_optimizer_that_has_a_name_and_no_rule_is_not_another():
+    config = Config().model_copy(update={"optimizer": "adagrad"})
+    with pytest.raises(NotImplementedError, match="optimizer: adagrad"):
+        create_optimizer(Two(), config, RATES)

@@ -82,3 +82,8 @@ def test_epochs_that_count_as_done_are_left_out_of_the_steps_rates():
     step = build_step(config, nn.SequentialCell(nn.Dense(2, 2)), updates=2)
     assert step.rates == pytest.approx([0.0125, 0.0125, 0.00625, 0.00625])
     assert step.learning_rate() == pytest.approx(0.0125)
+
+
+def test_a_schedule_that_has_a_name_and_no_curve_is_not_another():
+    with pytest.raises(NotImplementedError, match="lr_scheduler: poly_lr"):
+        learning_rates(Config(**BASE).model_copy(update={"lr_scheduler": "poly_lr"}), 10)

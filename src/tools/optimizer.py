@@ -224,4 +224,6 @@ def create_optimizer(network: nn.Cell, config: Config, rates: np.ndarray, native
         return AdamW(groups, whole, config.beta, config.eps)
     if config.optimizer == "lamb":
         return Lamb(groups, whole, config.beta, config.eps)
-    return nn.RMSProp(groups, whole, config.decay, config.momentum, config.eps)
+    if config.optimizer == "rmsprop":
+        return nn.RMSProp(groups, whole, config.decay, config.momentum, config.eps)
+    raise NotImplementedError(f"optimizer: {config.optimizer} has no rule in create_optimizer")

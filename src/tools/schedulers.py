@@ -47,8 +47,10 @@ def learning_rates(config: Config, updates_an_epoch: int) -> np.ndarray:
         curve = config.base_lr * config.lr_gamma ** (epoch // config.lr_adjust)
     elif config.lr_scheduler == "exp_lr":
         curve = config.base_lr * config.lr_gamma**epoch
-    else:
+    elif config.lr_scheduler == "constant_lr":
         curve = np.full(total, config.base_lr)
+    else:
+        raise NotImplementedError(f"lr_scheduler: {config.lr_scheduler} has no curve in learning_rates")
     curve[:warmup] = config.warmup_lr + (config.base_lr - config.warmup_lr) * update[:warmup] / max(warmup, 1)
     if config.lr_scheduler != "cosine_lr":
         curve = np.maximum(curve, min(config.min_lr, curve.max()))
