@@ -85,10 +85,10 @@ def _check_same_run(config: Config, saved: Saved, facts: dict[str, Any]) -> None
         then = saved.facts.get(name, value)  # older ones know less
         if then != value:
             differences.append(f"{name} in data_url: {then} in the checkpoint, {value} now")
-    for line in differences:
-        _log.warning("resume: %s", line)
     if differences and not config.resume_anyway:
         raise UserError(
             f"resume: {len(differences)} key(s) differ from {saved.path} in what changes the run "
             f"({'; '.join(differences)}); say --resume_anyway True to go on all the same"
         )
+    for line in differences:
+        _log.warning("resume: %s", line)
