@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Optional, Unio
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from src import __version__
 from src.augment_spec import parse_spec
 from src.colours import IMAGENET_MEAN, IMAGENET_STD
 from src.errors import UserError, printable
@@ -362,6 +363,7 @@ def parse_args(
     parser = _Parser(
         description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"DDRNet on MindSpore {__version__}")
     parser.add_argument("--ddr_config", metavar="YAML", help="configuration; flags override it")
     for entry in keys():
         parser.add_argument(

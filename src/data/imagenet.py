@@ -212,7 +212,8 @@ class TrainBatches(Batches):
         if len(samples) < update:
             raise UserError(
                 f"batch_size: {samples.folder} has {len(samples)} images, fewer than one update's {update} "
-                f"({config.batch_size} x {world} devices x {config.accumulation_step} accumulated)"
+                f"({config.batch_size} x {world} devices x {config.accumulation_step} accumulated); lower batch_size "
+                "or accumulation_step, or add images"
             )
         self.class_weights: Optional[np.ndarray] = None
         if config.class_weights == "balanced":
