@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 import yaml
 
+from src import __version__
 from src.args import Config, keys, keys_that_change, parse_args
 from src.errors import UserError
 from src.models.architectures import ARCHITECTURES, FLAVOURS
@@ -376,3 +377,10 @@ def test_importing_the_entry_points_parses_nothing():
     subprocess.run(
         [sys.executable, "-c", "import train, eval, export", "--no_such_flag"], cwd=ROOT, check=True, timeout=60
     )
+
+
+def test_version_says_which_project_and_ends(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_args(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"DDRNet on MindSpore {__version__}\n"
