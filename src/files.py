@@ -33,7 +33,7 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    if _is_device(path):  # root would have it replaced by a file, /dev/null for the whole machine
+    if is_device(path):  # root would have it replaced by a file, /dev/null for the whole machine
         raise UserError(f"{path}: is a device; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def _where_supported() -> Iterator[None]:
             raise
 
 
-def _is_device(path: Path) -> bool:
+def is_device(path: Path) -> bool:
     """Whether a path leads to a device, or is one of the names, such as /dev/stdout, that stand for open files."""
     try:
         mode = path.stat().st_mode

@@ -99,7 +99,7 @@ def main() -> None:
     step = new_step(config, ranks.world, frozen=True)
     for update in range(UPDATES):
         step(*(Tensor(column[share]) for column in global_batch(update)))
-        ranks.average_statistics(step.statistics())
+        ranks.average(step.statistics())
     ranks.check_identical(step.replicated())
     results.update({f"frozen/{name}": values for name, values in weights_of(step).items()})
     results.update({f"averaged/{name}": values for name, values in step.averaged_weights().items()})
@@ -111,7 +111,7 @@ def main() -> None:
         sharing = new_step(config, ranks.world, frozen=True, share_memory=shares)
         for update in range(UPDATES):
             sharing(*(Tensor(column[share]) for column in global_batch(update)))
-            ranks.average_statistics(sharing.statistics())
+            ranks.average(sharing.statistics())
         ranks.check_identical(sharing.replicated())
         results.update({f"shared/{name}": values for name, values in weights_of(sharing).items()})
 
@@ -146,7 +146,7 @@ def main() -> None:
         step(*(Tensor(column[share]) for column in global_batch(update)))
     network = step.network.network
     results["statistics/own"] = network.bn.moving_mean.asnumpy().copy()
-    ranks.average_statistics(step.statistics())
+    ranks.average(step.statistics())
     results["statistics/mean"] = network.bn.moving_mean.asnumpy().copy()
     results["statistics/variance"] = network.bn.moving_variance.asnumpy().copy()
     ranks.check_identical(step.replicated())

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mindspore import nn
 
 from src.args import Config
 from src.errors import UserError
+from src.run_folder import write_run
+from src.tools.callback import Metrics
 from src.trainers.checkpoint import Checkpoints, Cursor, read_saved
 from src.weights.formats import write_ckpt
 
@@ -104,11 +107,91 @@ def test_odd_entries_do_not_stop_a_run_that_has_a_good_checkpoint(checkpoints, s
     assert not (folder / ".DDRNet23-1_1.2.tmp.ckpt").exists()
 
 
-@pytest.mark.parametrize("name", ["DDRNet23.ckpt", "DDRNet23_best.ckpt"])
-def test_a_folder_where_weights_will_be_written_is_told_before_training(name, checkpoints):
-    (checkpoints.folder / name).mkdir(parents=True)
-    with pytest.raises(UserError, match=rf"{name}: is a folder"):
+def begin_and_end(folder: Path, step: SmallStep) -> str:
+    """What a run does in its folder, from its start on: the last step, and after it the end; where it failed."""
+    at = "start"
+    try:
+        checkpoints = Checkpoints(folder / "ckpt_0", "DDRNet23", keep=2)
         checkpoints.lock()
+        checkpoints.newest_good()
+        metrics = Metrics(folder, 2, goes_on=True)
+        write_run(checkpoints.folder, Config(), ["a", "b"], "python train.py")
+        at = "end"
+        checkpoints.save_best(step.network, 0.5)
+        metrics.add({"epoch": 2, "step": 2, "loss": 1.0, "lr": 0.1})
+        save(checkpoints, step, (2, 1))
+        metrics.draw(np.ones(4, np.float32))
+        checkpoints.save_last(step.network)
+        checkpoints._lock.close()
+    except UserError as error:
+        return f"{at}: {error}"
+    return ""
+
+
+def put(kind: str, path: Path) -> None:
+    """Let an entry of a kind take a file's place."""
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+        (path / "somebody's").write_text("x")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.relpath(path))
+    elif kind == "link elsewhere":
+        elsewhere = path.parent.parent / "elsewhere"
+        elsewhere.write_bytes(content)
+        path.symlink_to(elsewhere)
+    elif kind == "empty":
+        path.touch()
+    elif kind == "closed":
+        path.write_bytes(content)
+        path.chmod(0)
+    else:
+        path.symlink_to({"link to nowhere": "nowhere", "loop": path.name, "device": "/dev/null"}[kind])
+
+
+ENTRIES = [
+    "ckpt_0/.lock", "ckpt_0/DDRNet23-1_1.ckpt", "ckpt_0/DDRNet23-1_1.state", "ckpt_0/DDRNet23-2_1.ckpt",
+    "ckpt_0/DDRNet23-2_1.state", "ckpt_0/DDRNet23_best.ckpt", "ckpt_0/DDRNet23_best.json", "ckpt_0/DDRNet23.ckpt",
+    "ckpt_0/config.yaml", "ckpt_0/classes.json", "metrics.jsonl", "curves.png",
+]  # fmt: skip
+KINDS = ["folder", "pipe", "socket", "link elsewhere", "link to nowhere", "loop", "device", "empty", "closed"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory) -> Path:
+    """The folder of a run that has ended."""
+    folder = tmp_path_factory.mktemp("whole")
+    checkpoints = Checkpoints(folder / "ckpt_0", "DDRNet23", keep=5)
+    save(checkpoints, SmallStep(), (1, 1))
+    assert begin_and_end(folder, SmallStep()) == ""
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == set(ENTRIES)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_whatever_stands_in_a_files_place_a_run_ends_well_or_tells_before_it_trains(
+    entry, kind, whole_run, step, tmp_path, monkeypatch
+):
+    """And there is a good checkpoint afterwards, whose files' places were taken or not."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    monkeypatch.chdir(folder)  # a socket's name is short
+    put(kind, folder / entry)
+    said = begin_and_end(folder, step)
+    if said:
+        assert said.startswith("start: ")
+        assert Path(entry).name in said or "ckpt_0: cannot be written" in said
+        assert kind in ("folder", "device", "pipe", "socket", "loop")
+    else:
+        last = read_saved(folder / "ckpt_0/DDRNet23-2_1.ckpt")
+        assert last.cursor.epoch == 2
+    assert Path("/dev/null").is_char_device()
+    assert kind != "folder" or [path.read_text() for path in folder.rglob("somebody's")] == ["x"]
 
 
 def test_a_state_alone_is_the_rest_of_a_killed_save_and_goes(checkpoints, step):

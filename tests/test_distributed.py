@@ -18,6 +18,7 @@ from src.distributed.ranks import Ranks
 from src.kernels.build import library
 from src.metrics import Totals
 from tests.conftest import ROOT, TINY, run_program
+from tests.interrupted import outcome
 from tests.mean_checks import SHAPES, gradients
 from tests.processes import alive, end_all, finished, says, started, wait_until
 from tests.rank_checks import BATCH
@@ -244,7 +245,7 @@ def test_alone_nothing_is_exchanged():
     assert alone.sum_totals(totals) == totals
     assert (alone.agree(15), alone.add_up(7), alone.hand_out_facts({"a": 1})) == (15, 7, {"a": 1})
     assert alone.gather(np.arange(3)).tolist() == [[0, 1, 2]]
-    alone.average_statistics([])
+    alone.average([])
     alone.check_identical([])
 
 
@@ -387,6 +388,17 @@ def test_two_ranks_evaluate_to_what_one_does(stopped):
     assert results[1][1:] == results[0][1:]
     losses = [float(lines[0].split()[1]) for lines in results]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6, abs=1.1e-5)  # five digits are printed
+
+
+def test_a_job_that_was_killed_and_stopped_ends_bit_for_bit_as_one_left_alone(stopped, tmp_path):
+    """Weights, best weights, and metrics, in which losses are of all ranks' images, also of those before a kill."""
+    shutil.copytree(stopped, tmp_path / "killed", ignore=shutil.ignore_patterns("train_parallel*"))
+    shutil.copytree(stopped / "digits", tmp_path / "alone/digits")
+    for name, more in (("killed", ["--resume", "auto"]), ("alone", [])):
+        command = ["bash", TRAIN, 2, TINY, "--data_url", "digits", "--batch_size", BATCH, "--save_steps", 1, *more]
+        run = finished(command, tmp_path / name, timeout=240, PYTHON=sys.executable)
+        assert run.returncode == 0, run.stdout
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "alone")
 
 
 def test_one_rank_can_go_on_where_two_have_stopped(stopped):

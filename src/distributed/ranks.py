@@ -60,17 +60,17 @@ class Ranks:
             int(self.add_up(totals.top5)),
         )
 
-    def average_statistics(self, statistics: list[Parameter]) -> None:
+    def average(self, parameters: list[Parameter]) -> None:
         """Replace float32 parameters by their average over the ranks, in place.
 
-        Meant for batch norm's moving means and variances, which differ by rank as the images do.
+        Meant for what differs by rank as the images do, and of which a checkpoint holds one value.
         """
-        if self.world == 1 or not statistics:
+        if self.world == 1 or not parameters:
             return
-        own = np.concatenate([parameter.asnumpy().reshape(-1) for parameter in statistics])
+        own = np.concatenate([parameter.asnumpy().reshape(-1) for parameter in parameters])
         mean = self.gather(own).mean(axis=0, dtype=np.float64).astype(np.float32)
-        parts = np.split(mean, np.cumsum([parameter.size for parameter in statistics])[:-1])
-        for parameter, values in zip(statistics, parts):
+        parts = np.split(mean, np.cumsum([parameter.size for parameter in parameters])[:-1])
+        for parameter, values in zip(parameters, parts):
             assign(parameter, values.reshape(parameter.shape))
 
     def check_identical(self, parameters: Iterable[Parameter]) -> None:

@@ -24,14 +24,17 @@ import numpy as np
 from mindspore import nn
 
 from src import __version__
-from src.args import Config, keys_that_change
+from src.args import CONFIG_FILE, Config, keys_that_change
+from src.data.names import CLASSES
 from src.errors import TrainingStopped, UserError
 from src.files import (
     atomic_write,
     claim,
+    is_device,
     is_directory,
     is_regular,
     next_free,
+    open_regular,
     read_json,
     sha256_of,
     sweep,
@@ -224,9 +227,10 @@ class Checkpoints:
         sweep(self.folder.parent, "curves", "metrics")
         for folder in (self.folder, self.folder.parent):
             try_writing(folder)
-        for path in (self.best_path, self.folder / f"{self.arch}.ckpt"):  # which would only show after an epoch
-            if is_directory(path):
-                raise UserError(f"{path}: is a folder, in the place of weights; move it away or choose train_url")
+        fixed = (self.best_path, self.best_path.with_suffix(".json"), self.folder / f"{self.arch}.ckpt")
+        for path in (*fixed, self.folder / CONFIG_FILE, self.folder / CLASSES):  # what would only show after an epoch
+            if kind := _obstacle(path):
+                raise UserError(f"{path}: is a {kind}, in the place of a file; move it away or choose train_url")
 
     def warn_of_little_room(self, network: nn.Cell, step: TrainOneStep, saves: int) -> None:
         """Warn where the disk has less room than `saves` checkpoints to come, the best and the last will take.
@@ -292,6 +296,8 @@ class Checkpoints:
             "version": __version__,
             **self.facts,
         }
+        for place in (path, path.with_suffix(".state"), path.with_suffix(ASIDE)):
+            _make_way(place)
         arrays = {name: parameter.asnumpy() for name, parameter in step.state().items()}
         # The state comes first: one alone is what a killed save leaves, weights alone are somebody's loss. Where this
         # name stands for a checkpoint already, its state steps aside until the weights are the new ones too.
@@ -409,6 +415,20 @@ def _read_pair(path: Path, state: Path) -> Saved:
     return Saved(path, facts, arrays)
 
 
+def _obstacle(path: Path) -> str:
+    """What a file cannot take the place of; '' where it can, as in that of a link to nowhere."""
+    if is_directory(path) and not path.is_symlink():
+        return "folder"
+    return "device" if is_device(path) else ""
+
+
+def _make_way(path: Path) -> None:
+    if kind := _obstacle(path):
+        aside = next_free(path)
+        _log.warning("%s: is a %s, in the place of a checkpoint; it is %s now", path, kind, aside.name)
+        path.rename(aside)
+
+
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
@@ -476,7 +496,7 @@ def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _serial_in(state: Path) -> Optional[int]:
     """The serial number in a state, read without the rest; 0: an earlier version's has none; None: it is unreadable."""
     try:
-        with state.open("rb") as file:
+        with open_regular(state) as file:  # a pipe would be waited for
             if file.read(len(MAGIC)) != MAGIC:
                 return None
             with zipfile.ZipFile(file) as archive, archive.open("facts.npy") as member:

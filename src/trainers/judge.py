@@ -52,7 +52,7 @@ class Judge:
             Interrupted: a stop signal has come.
         """
         beat(COMPILING)
-        self.ranks.average_statistics(self.step.statistics())
+        self.ranks.average(self.step.statistics())
         scores = self._scores_of("", None, keep, progress)
         averaged = self.step.averaged_weights()
         if averaged:

@@ -206,7 +206,7 @@ class Session:
             sys.exit(128 + number)
 
     def _save(self, finished: bool) -> Path:
-        self.ranks.average_statistics(self.step.statistics())
+        self.ranks.average(self.step.averaged_over_ranks())
         self.ranks.check_identical(self.step.replicated())
         path = self.checkpoints.save(self.network, self.step, self.config, self.cursor, finished)
         self.outbox.send()

@@ -145,6 +145,10 @@ class TrainOneStep(nn.Cell):
         ]
         return [*own, *self.average.of(own)] if self.average else own
 
+    def averaged_over_ranks(self) -> list[Parameter]:
+        """Of what is local, what every rank goes on from with the ranks' average, where a run goes on or saves."""
+        return [*self.statistics(), self.health.loss_sum]
+
     def state(self) -> dict[str, Parameter]:
         """What a checkpoint holds beside the network's own parameters, by name."""
         network = _ids(self.network.get_parameters())
