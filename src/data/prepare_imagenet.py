@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from src.console import bar_size
 from src.errors import UserError, run
-from src.files import claim, write_text
+from src.files import claim, read_json, write_text
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 MD5 = {  # as image-net.org publishes them
@@ -147,8 +147,8 @@ def check_md5(archives: Path, memory: Path) -> None:
         UserError: an archive differs.
     """
     known: dict[str, list] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
+    with suppress(UserError):
+        known = read_json(memory, 1 << 16)
     for name in (DEVKIT, VAL, TRAIN):
         path = archives / name
         stamp = [path.stat().st_size, path.stat().st_mtime_ns]

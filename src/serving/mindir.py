@@ -9,7 +9,6 @@ bilinear resizing without a word; such a resizing is written as two matrix produ
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -17,8 +16,9 @@ from google.protobuf.message import DecodeError
 from mindspore.train import mind_ir_pb2 as mindir
 
 from src.errors import UserError
-from src.files import atomic_write
+from src.files import atomic_write, read_bytes
 
+LARGEST = 2**31 - 1  # bytes of a file: protobuf's own limit
 LOWERED_VERSION = 1
 
 # Function primitives of today's MindSpore: the attributes that their last inputs were in version 1, in order.
@@ -57,7 +57,7 @@ def lower_mindir(path_in: str, path_out: str) -> None:
             raise UserError(f"{path_in}: cannot be lowered to MindIR version {LOWERED_VERSION}: {error}") from error
         data = model.SerializeToString()
     else:
-        data = Path(path_in).read_bytes()
+        data = read_bytes(path_in, LARGEST)
     with atomic_write(path_out) as temporary:
         temporary.write_bytes(data)
 
@@ -68,10 +68,7 @@ def read_mindir(path: str) -> mindir.ModelProto:
     Raises:
         UserError: the file cannot be read, or is no MindIR file.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    data = read_bytes(path, LARGEST)
     model = mindir.ModelProto()
     try:
         model.ParseFromString(data)
