@@ -16,7 +16,13 @@ from typing import Any, Callable
 from src.console import make_unbreakable
 
 # What MindSpore says where a card's memory does not suffice, by its libraries for Ascend.
-_MEMORY = re.compile(r"Out of Memory|memory (isn't|is not) enough", re.IGNORECASE)
+_MEMORY = re.compile(r"Out of Memory|memory (isn't|is not) enough|Allocate memory failed", re.IGNORECASE)
+# And where CANN refused to do something for it: a stream, an operator, a collective. Its messages come in sections.
+_CANN = re.compile(
+    r"- Ascend Error Message:\n|pointer\[executor\] is null|Create stream failed"
+    r"|\b(aclrt|aclnn|aclop|Hccl)[A-Z]\w*\W.*fail"
+)
+_CANN_SAYS = re.compile(r"- Ascend Error Message:\n-+\n+(\S.*)")
 MESSAGE_LIMIT = 2000  # characters of a message: files hold names and values of any length
 
 
@@ -70,6 +76,19 @@ class TrainingStopped(RuntimeError):
         super().__init__(printable(message, MESSAGE_LIMIT))
 
 
+def essence(error: BaseException) -> str:
+    """The line of an error's text that counts: of MindSpore's sections the first line, and CANN's own where it has one.
+
+    A text that is none of MindSpore's comes back whole.
+    """
+    text = str(error).strip()
+    if "\n-----" not in text:
+        return text
+    first = next(line.strip() for line in text.splitlines() if line.strip())
+    says = _CANN_SAYS.search(text)
+    return f"{first} (CANN: {says[1].strip()})" if says and says[1].strip() != first else first
+
+
 class _Lines(logging.Formatter):
     """One line a record, whatever the names in it hold; a traceback keeps its lines."""
 
@@ -80,8 +99,8 @@ class _Lines(logging.Formatter):
 def run(main: Callable[[], None]) -> None:
     """Run an entry point; what goes wrong is one line on standard error, with the exit codes above.
 
-    Where a card's memory does not suffice the line says what helps. An error that nobody foresaw is one line too; with
-    DDRNET_TRACEBACK=1 in the environment its traceback follows.
+    Where a card's memory does not suffice, or CANN refuses an operation, the line says what helps. An error that nobody
+    foresaw is one line too; with DDRNET_TRACEBACK=1 in the environment its traceback follows.
     """
     make_unbreakable()
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as an entry point has it while it imports
@@ -98,11 +117,18 @@ def run(main: Callable[[], None]) -> None:
         _end("interrupted", 130)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        what = printable(f"{type(error).__name__}: {error}", MESSAGE_LIMIT)
+        what = printable(f"{type(error).__name__}: {essence(error)}", MESSAGE_LIMIT)
         full = _lack_of_memory(error)
         if full and os.environ.get("DDRNET_TRACEBACK") != "1":
             advice = "halve it, and double accumulation_step where a training run is to stay the same"
             _end(f"error: batch_size: {full}; {advice}, or lower image_size", 2)
+        if isinstance(error, RuntimeError) and _CANN.search(str(error)) and os.environ.get("DDRNET_TRACEBACK") != "1":
+            advice = (
+                "npu-smi info shows the card's state; CANN's toolkit and its kernels for this chip must both be there, "
+                "in a version that fits this MindSpore (docs/ascend.md)"
+            )
+            what = printable(essence(error), 600)
+            _end(f"error: device_target: the Ascend card or its CANN refused an operation: {what}; {advice}", 75)
         hint = "; DDRNET_TRACEBACK=1 in the environment shows the traceback"
         if os.environ.get("DDRNET_TRACEBACK") == "1":
             traceback.print_exc()

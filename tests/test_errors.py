@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.errors import MESSAGE_LIMIT, TemporaryFailure, TrainingStopped, UserError, printable
+from src.errors import MESSAGE_LIMIT, TemporaryFailure, TrainingStopped, UserError, essence, printable
 from tests.conftest import ROOT
 
 
@@ -79,6 +79,7 @@ def test_the_exit_code_tells_bad_input_from_trouble_that_may_pass(kind, code):
     [  # by MindSpore 2.10's own libraries
         "Framework Error Message:\n\nOut of Memory!!! Request memory size: 9G, Memory Statistic:\nTotal: 32G",
         "x\nDevice(id:0) memory isn't enough and alloc failed, kernel name: Conv2D-op1, alloc size: 9B.\n\nC++:",
+        "Allocate memory failed, outer index: 3, alloc size: 9B, for kernel tensor: 0x5600219815e0",
     ],
 )
 def test_a_card_whose_memory_does_not_suffice_asks_for_a_smaller_batch(text):
@@ -97,3 +98,51 @@ def test_memory_that_does_not_suffice_asks_for_a_smaller_batch():
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert line.startswith("error: batch_size: this machine's memory does not suffice (Unable to allocate 384. TiB")
+
+
+SECTIONS = """{first}
+
+----------------------------------------------------
+- Ascend Error Message:
+----------------------------------------------------
+EI0006: Getting socket times out. Reason: Remote Rank did not send the data in time.
+(Please search "CANN Common Error Analysis" at https://www.mindspore.cn/en for error code description)
+
+----------------------------------------------------
+- C++ Call Stack: (For framework developers)
+----------------------------------------------------
+mindspore/ccsrc/runtime/graph_scheduler/actor/kernel_actor.cc:1 Launch
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            SECTIONS.format(first="Launch kernel failed, name:Default/AllGather-op0"),
+            "op0 (CANN: EI0006: Getting socket",
+        ),
+        (
+            "The pointer[executor] is null.\n\n-----\n- C++ Call Stack:\n-----\nmindspore/ops/a.h:7 Get",
+            "The pointer[executor] is null.; npu",
+        ),
+    ],
+)
+def test_what_cann_refuses_is_trouble_that_may_pass_and_one_line_of_what_counts(text, shown):
+    program = f"from src.errors import run\ndef main(): raise RuntimeError({text!r})\nrun(main)"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 75
+    [line] = run.stderr.splitlines()
+    assert line.startswith("error: device_target: the Ascend card or its CANN refused an operation: ")
+    assert shown in line
+    assert (
+        "npu-smi info shows the card's state; CANN's toolkit and its kernels for this chip must both be there" in line
+    )
+    assert "C++" not in line
+
+
+def test_an_unforeseen_error_of_mindspore_is_its_first_line_and_another_s_is_whole():
+    text = "\nFor 'Add', shapes differ.\n\n--------\n- C++ Call Stack:\n--------\na.cc:1 Infer\n"
+    assert essence(RuntimeError(text)) == "For 'Add', shapes differ."
+    assert essence(ValueError("two\nlines")) == "two\nlines"
+    assert essence(RuntimeError("")) == ""

@@ -198,6 +198,10 @@ def changed(*path_and_value) -> dict:
 WRONG = {
     "no JSON": ('{"version": "1.0",', "line 1: not valid JSON"),
     "no object": ("[]", "server_list must be a list"),
+    "version 2.0": (
+        {"status": "completed", "version": "2.0", "rank_count": 1, "rank_list": [{"rank_id": 0, "device_id": 0}]},
+        "is of version 2.0, whose rank_list does not say which card is on which server; start without it",
+    ),
     "no servers": (changed("server_list", []), "server_list must be a list of at least one entry"),
     "not completed": (changed("status", "initializing"), "status is 'initializing'"),
     "wrong count": (changed("server_count", "3"), "server_count is 3, but server_list has 2"),

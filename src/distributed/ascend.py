@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mindspore as ms
 
-from src.errors import UserError
+from src.errors import UserError, essence
 
 INSTALL = "https://www.mindspore.cn/install"
 SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
@@ -99,6 +99,19 @@ def missing_card(device_id: int) -> str:
     return f"this process sees {count} cards, counted from 0 (npu-smi info; ASCEND_RT_VISIBLE_DEVICES hides others)"
 
 
+def take_card(world: int) -> None:
+    """Have MindSpore open the card now, where one that is broken or not free can still be named.
+
+    It would do so at the first operator. Several ranks open theirs where they meet: MindSpore chooses each one's card
+    then, if nobody else has.
+
+    Raises:
+        RuntimeError: what MindSpore says of a card that cannot be opened.
+    """
+    if world == 1:
+        ms.runtime.synchronize()
+
+
 def has_plugin() -> bool:
     """Whether the installed MindSpore was built for Ascend too; PyPI's wheels for Linux are."""
     return any((Path(ms.__file__).parent / "lib" / "plugin").glob("libmindspore_ascend.so*"))
@@ -129,5 +142,13 @@ def explain(error: Exception, device_id: int) -> str:
             f"the CANN that is installed lacks {symbol[1]}; MindSpore {ms.__version__} asks for one of "
             f"{', '.join(fitting_cann())}, {INSTALL}"
         )
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return f"card {device_id} is not there or not free ({first}); npu-smi info lists the cards and who uses them"
+    lacks = re.search(r"\b((?:acl|Hccl|hccl|ge)\w+) is null", text)
+    if lacks:
+        return (
+            f"the CANN that is installed is not whole: its {lacks[1]} cannot be found; install CANN "
+            f"({', '.join(fitting_cann())} for MindSpore {ms.__version__}) and run: {SET_ENV}"
+        )
+    return (
+        f"card {device_id} is not there or not free ({essence(error) or type(error).__name__}); npu-smi info lists the "
+        "cards and who uses them"
+    )

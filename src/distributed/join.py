@@ -27,7 +27,7 @@ from src import RANK_TABLE
 from src.args import Config
 from src.distributed import ascend
 from src.distributed.ranks import Ranks
-from src.errors import TemporaryFailure, UserError
+from src.errors import TemporaryFailure, UserError, essence
 from src.heartbeat import beat
 from src.launcher.environment import (
     DEFAULT_PORT,
@@ -87,15 +87,15 @@ def join(config: Config) -> tuple[Config, Ranks]:
         try:
             communication.init(BACKENDS[config.device_target])
         except RuntimeError as error:
-            first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+            reason = essence(error) or "no reason given"
             raise TemporaryFailure(
-                f"the {world} ranks did not meet ({first}); MindSpore's log above says more"
+                f"the {world} ranks did not meet ({reason}); MindSpore's log above says more"
             ) from error
         atexit.register(_leave_quietly)
         rank = communication.get_rank()
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=world)
     ms.set_seed(config.seed + 1)  # MindSpore refuses 0
-    return config.model_copy(update={"device_num": world}), Ranks(rank, world)
+    return config.model_copy(update={"device_num": world}), Ranks(rank, world, ascend.dry_run())
 
 
 def find_device() -> str:
@@ -116,6 +116,8 @@ def _take_device(config: Config, device_id: int, world: int) -> None:
     try:
         ms.set_device(config.device_target, device_id)
         reason = ascend.missing_card(device_id) if on_ascend else ""
+        if on_ascend and not reason:
+            ascend.take_card(world)
     except (RuntimeError, ValueError) as error:
         if "has been initialized" in str(error) and ms.get_context("device_target") == config.device_target:
             return  # by whoever uses this as a library and has run an operator already

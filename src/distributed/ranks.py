@@ -22,10 +22,14 @@ PIECE = 1 << 22  # bytes of one Broadcast
 
 @dataclass(frozen=True)
 class Ranks:
-    """The `world` processes that train together, seen from this one, `rank`; rank 0 alone writes."""
+    """The `world` processes that train together, seen from this one, `rank`; rank 0 alone writes.
+
+    alone: nothing is launched, as in MindSpore's dry run, so each rank hears its own words from all.
+    """
 
     rank: int = 0
     world: int = 1
+    alone: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -35,8 +39,8 @@ class Ranks:
     def gather(self, values: np.ndarray) -> np.ndarray:
         """An array of each rank, by rank: (...) to (world, ...), bit for bit. Its size in bytes is a multiple of 4."""
         values = np.ascontiguousarray(values)
-        if self.world == 1:
-            return values[None]
+        if self.world == 1 or self.alone:
+            return np.stack([values] * self.world)
         words = Tensor(values.reshape(-1).view(np.int32))
         gathered = ops.AllGather()(words).asnumpy()
         return gathered.view(values.dtype).reshape(self.world, *values.shape)
@@ -107,7 +111,7 @@ class Ranks:
 
     def hand_out(self, cell: nn.Cell) -> None:
         """Give every rank rank 0's values of all of a cell's parameters."""
-        if self.world == 1:
+        if self.world == 1 or self.alone:
             return
         parameters = list(cell.get_parameters())
         arrays = [np.ascontiguousarray(parameter.asnumpy()) for parameter in parameters]
@@ -122,11 +126,18 @@ class Ranks:
 
     def hand_out_facts(self, facts: Any) -> Any:
         """Rank 0's value of something that JSON can hold, on every rank."""
-        if self.world == 1:
+        if self.world == 1 or self.alone:
             return facts
-        content = json.dumps(facts).encode() if self.is_first else b""
-        length = int(self.gather(np.array([len(content)], np.int32))[0, 0])
-        return json.loads(_broadcast(content or bytes(length)))
+        content = json.dumps(facts).encode()
+        lengths = self.gather(np.array([len(content)], np.int32))[:, 0]
+        received = _broadcast(content.ljust(int(lengths.max()), b" "))[: lengths[0]]
+        try:
+            return json.loads(received)
+        except ValueError:
+            raise TemporaryFailure(
+                f"what rank 0 told rank {self.rank} did not arrive, though no collective failed; see that the cards' "
+                "network works (hccn_tool -i CARD -net_health -g)"
+            ) from None
 
 
 def _broadcast(content: bytes) -> bytes:

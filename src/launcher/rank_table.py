@@ -106,6 +106,11 @@ def read_rank_table(path: str) -> RankTable:
 def _parse(table: Any) -> RankTable:
     if isinstance(table, dict) and "server_list" not in table and "group_list" in table:
         table = _as_template_1(table)
+    if isinstance(table, dict) and "server_list" not in table and "rank_list" in table:
+        raise UserError(
+            "is of version 2.0, whose rank_list does not say which card is on which server; start without it, by "
+            "MASTER_ADDR, SERVER_NUM, NODE_RANK and scripts/run_distribute_train_msrun_ascend.sh CARDS CONFIG"
+        )
     entries = _list(table, "server_list", "the table")
     status = table.get("status", "completed")
     if status != "completed":

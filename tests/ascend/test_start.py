@@ -280,6 +280,36 @@ def test_a_card_that_is_not_there_is_named(ascend: Ascend, rank_program):
     assert "device_target: Ascend 11 cannot be used: this process sees 8 cards" in line
 
 
+def test_a_card_that_cannot_be_opened_is_named_with_what_cann_says_before_anything_else_is_done(
+    ascend: Ascend, rank_program
+):
+    line = error_of(ascend, rank_program, STUB_BROKEN=507033)
+    assert "device_target: Ascend 0 cannot be used: card 0 is not there or not free (" in line
+    assert "507033" in line
+    assert "npu-smi info lists the cards and who uses them" in line
+
+
+def test_a_card_of_several_ranks_that_cannot_be_opened_is_one_line_too(ascend: Ascend, rank_program, tmp_path):
+    code, _, output = launched(ascend, rank_program, "--workers", 2, STUB_BROKEN=507033)
+    assert code == 75
+    for rank in range(2):
+        log = (tmp_path / f"train_parallel{rank}/log.txt").read_text(errors="replace")
+        assert "Traceback" not in log
+    assert re.search(r"error: the 2 ranks did not meet \(.*507033", output), output[-3000:]
+
+
+def test_half_a_toolkit_is_told(ascend: Ascend, rank_program, tmp_path):
+    """The linker finds its libraries; MindSpore, which looks in the folder called latest, does not."""
+    libraries = tmp_path / "latest/x86_64-linux/lib64"
+    libraries.parent.mkdir(parents=True)
+    libraries.symlink_to(ascend.values["LD_LIBRARY_PATH"])
+    line = error_of(ascend, rank_program, LD_LIBRARY_PATH=libraries)
+    assert re.search(r"the CANN that is installed is not whole: its acl\w+ cannot be found; install CANN \(", line), (
+        line
+    )
+    assert "source /usr/local/Ascend/ascend-toolkit/set_env.sh" in line
+
+
 def test_several_ranks_without_cann_s_hccl_are_told_to_install_it(ascend: Ascend, rank_program):
     python_path = ":".join(
         part for part in ascend.environment()["PYTHONPATH"].split(":") if not part.endswith("/python")
