@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,8 @@ def test_half_a_toolkit_is_told(ascend: Ascend, rank_program, tmp_path):
     libraries = tmp_path / "latest/x86_64-linux/lib64"
     libraries.parent.mkdir(parents=True)
     libraries.symlink_to(ascend.values["LD_LIBRARY_PATH"])
+    if version("mindspore") == "2.7.0":
+        pytest.xfail("this MindSpore ends the process while it is imported")
     line = error_of(ascend, rank_program, LD_LIBRARY_PATH=libraries)
     assert re.search(r"the CANN that is installed is not whole: its acl\w+ cannot be found; install CANN \(", line), (
         line
@@ -323,8 +326,8 @@ def test_a_cann_that_does_not_fit_is_told_with_those_that_do(ascend: Ascend, ran
     home = tmp_path / "cann"
     shutil.copytree(Path(ascend.values["ASCEND_HOME_PATH"]) / "opp", home / "opp")
     (home / "compiler").mkdir()
-    for version, told in (("6.3.0.1", True), ("8.2.0.1", False)):
-        (home / "compiler/version.info").write_text(f"Version={version}\n")
+    for number, told in (("6.3.0.1", True), ("8.2.0.1", False)):
+        (home / "compiler/version.info").write_text(f"Version={number}\n")
         run = ascend.run([sys.executable, rank_program], tmp_path, ASCEND_HOME_PATH=home)
         assert run.returncode == 0, run.stdout[-3000:]
         assert (
