@@ -32,3 +32,11 @@ resolve() {
   mapfile -t flags <<<"$paths"
   flags=("${@:3}" "${flags[@]}")
 }
+
+# keep_log FILE: give a log that says something, such as why a run died, another name: log.1.txt and so on.
+keep_log() {
+  local number=1
+  [ -s "$1" ] || return 0
+  while [ -e "${1%.txt}.$number.txt" ]; do number=$((number + 1)); done
+  mv "$1" "${1%.txt}.$number.txt"
+}

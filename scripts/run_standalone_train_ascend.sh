@@ -11,6 +11,7 @@ resolve train "${@:2}"
 
 mkdir -p train_standalone
 cd train_standalone
+keep_log log.txt
 nohup "$PYTHON" "$project/train.py" --device_id "$1" --device_target "$device_target" "${flags[@]}" \
   >log.txt 2>&1 </dev/null &
 echo "training in the background, process $!; log: $PWD/log.txt"

@@ -95,6 +95,14 @@ def ended(process: subprocess.Popen, folder, seconds: float = LIMIT) -> int:
     return code
 
 
+def test_the_log_of_an_earlier_start_stays(job, tmp_path):
+    for start in range(3):
+        assert finished(job("end"), tmp_path, START=str(start)).returncode == 0
+    for rank in range(2):
+        logs = [tmp_path / f"train_parallel{rank}" / name for name in ("log.1.txt", "log.2.txt", "log.txt")]
+        assert all("RANK_ID" in log.read_text() for log in logs)
+
+
 def test_each_rank_gets_its_environment_its_cores_its_folder_and_a_log(job, tmp_path):
     content = table("127.0.0.1", cards=2)
     content["server_list"][0]["device"][1]["device_id"] = "5"

@@ -340,6 +340,12 @@ def test_the_standalone_script_trains_in_the_background_with_the_callers_paths(d
     done = script("run_eval_ascend.sh", 0, TINY, weights, "--data_url", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
     assert "nowhere: no such folder" in done.stdout + done.stderr
+    done = script("run_standalone_train_ascend.sh", 0, os.path.relpath(TINY, tmp_path), *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    while "holds a run" not in log.read_text() and time.monotonic() < end + 60:  # refused, and the first log stays
+        time.sleep(0.1)
+    assert "holds a run" in log.read_text()
+    assert "best weights" in log.with_suffix(".1.txt").read_text()
 
 
 def test_training_on_single_images_of_32_pixels_is_refused(digits, tmp_path):

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Optional
 
 from src.errors import TemporaryFailure, UserError, run
-from src.files import open_to_write
+from src.files import is_regular, next_free, open_to_write
 from src.launcher.environment import SCHEDULER
 from src.launcher.job import Job, free_port, plan, share_of_cores
 from src.launcher.link import Link, connect
@@ -289,7 +289,7 @@ class Attempt:
 
 
 def make_folders(job: Job) -> None:
-    """The ranks' folders, with empty logs.
+    """The ranks' folders, with empty logs; what an earlier training has said stays as log.1.txt and so on.
 
     Raises:
         UserError: one cannot be made or written; TemporaryFailure: the disk is full.
@@ -299,6 +299,8 @@ def make_folders(job: Job) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name in ("log.txt", "scheduler.txt")[: 1 + (rank.local == 0)]:
+                if not Path(job.folder).name.startswith("eval"):  # which can be had again
+                    keep_log(folder / name)
                 open_to_write(folder / name).close()
             beat = job.heartbeat_file(rank)
             open_to_write(beat).close()
@@ -308,6 +310,12 @@ def make_folders(job: Job) -> None:
             raise kind(
                 f"{error.filename or folder}: cannot be written ({error.strerror}); start from a folder that can be"
             ) from error
+
+
+def keep_log(path: Path) -> None:
+    """Give a log that says something, such as why a run died, another name: the next start begins a new one."""
+    if is_regular(path) and path.stat().st_size:
+        path.rename(next_free(path))
 
 
 def say(text: str, error: bool = False) -> None:
