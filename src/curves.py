@@ -1,7 +1,6 @@
 """The curves of a run: loss, accuracy and learning rate over its epochs, from the records of metrics.jsonl."""
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
 TRAINING, VALIDATION, TOP5, RATE, AVERAGED = "#4269d0", "#ff725c", "#efb118", "#3ca951", "#a463f2"
 MOST_METRICS = 1 << 28  # bytes of a metrics.jsonl
+MOST_EPOCHS = 10**9  # a larger number is no epoch's
+_LARGEST = 1e300  # of a number that can be drawn
 _MARKED = 40  # epochs up to which each has a mark
 _POINTS = 2000  # of the learning rate's curve, at most
 
@@ -38,7 +39,7 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], bool]:
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged = True
             continue
-        if isinstance(record, dict) and type(epoch) is int and epoch > 0:
+        if isinstance(record, dict) and type(epoch) is int and 0 < epoch <= MOST_EPOCHS:
             records[epoch] = record
         else:
             damaged = True
@@ -113,7 +114,7 @@ def plot_curves(records: list[dict[str, Any]], rates: Optional["np.ndarray"] = N
 
 def _points(records: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
     pairs = [(record["epoch"], record.get(name)) for record in records]
-    return [(epoch, value) for epoch, value in pairs if isinstance(value, (int, float)) and math.isfinite(value)]
+    return [(epoch, value) for epoch, value in pairs if isinstance(value, (int, float)) and abs(value) < _LARGEST]
 
 
 def _line(axes: "Axes", records: list[dict[str, Any]], name: str, label: str, colour: str, factor: float = 1.0) -> None:

@@ -123,7 +123,7 @@ def repacked(content: bytes, mutations: Sequence[Mutation], other: bytes, choice
 
 
 WEIGHTS = ("ckpt", "safetensors", "PyTorch")
-OTHERS = ("description", "labels", "result", "run state", "image")
+OTHERS = ("description", "labels", "result", "run state", "image", "metrics", "class names", "words")
 PLAIN = (
     "YAML", "flags", "auto_augment", "JSON", "text", "rank table", "hccn.conf", "listing cache", "packed table",
 )  # fmt: skip
@@ -221,8 +221,12 @@ def other_targets(folder: Path) -> dict[str, Target]:
     from PIL import Image
 
     from postprocess import make_report, read_labels
+    from src.args import Config
+    from src.curves import plot_curves, read_records
     from src.data.decode import decode
     from src.data.image_files import UndecodableImage
+    from src.data.names import CLASSES, classes_beside
+    from src.evaluation.names import with_words
     from src.serving.description import read_description, sha256
     from src.serving.results import result_names
     from src.trainers.checkpoint import MAGIC, read_saved
@@ -240,6 +244,11 @@ def other_targets(folder: Path) -> dict[str, Target]:
         report = make_report(labels, results, {"num_classes": 2, "classes": ["a", "b"]})
         assert report["top1"] <= 1 - len(report["missing"] + report["not_finite"]) / len(labels)
 
+    def read_run(_: str) -> None:
+        saved = read_saved(folder / "run.ckpt")
+        assert saved.cursor.epoch > 0
+        saved.differences(Config())
+
     weights = b"weights"
     (folder / "run.ckpt").write_bytes(weights)
     facts = {
@@ -248,6 +257,9 @@ def other_targets(folder: Path) -> dict[str, Target]:
     }  # fmt: skip
     state = io.BytesIO()
     np.savez(state, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), moment=np.zeros(4, np.float32))
+
+    records = [{"epoch": epoch, "step": 5 * epoch, "lr": 0.1, "loss": 1.0, "top1": 0.5} for epoch in (1, 2)]
+    metrics = "".join(json.dumps(record) + "\n" for record in records).encode()
 
     pixels = np.add.outer(np.arange(24), np.arange(32))[..., None] * np.array([1, 2, 3]) % 256
     image, images = Image.fromarray(pixels.astype(np.uint8)), []
@@ -273,10 +285,15 @@ def other_targets(folder: Path) -> dict[str, Target]:
         ),
         "result": Target(str(results / result_names(list(labels))[0]), logits, lambda _: read_results(labels)),
         "run state": Target(
-            str(folder / "run.state"), [state.getvalue()], lambda _: read_saved(folder / "run.ckpt"),
+            str(folder / "run.state"), [state.getvalue()], read_run,
             lambda body: MAGIC + hashlib.sha256(body).digest() + body,
         ),
         "image": Target("image", images, read_image),
+        "metrics": Target("metrics.jsonl", [metrics], lambda path: plot_curves(read_records(Path(path))[0])),
+        "class names": Target(CLASSES, [b'["a", "b"]'], lambda path: classes_beside(str(Path(path).parent / "a.ckpt"))),
+        "words": Target(
+            "names.csv", [b'a,"ant, emmet"\nb,bee\n'], lambda path: with_words(["a", "b"], str(Path(path).parent))
+        ),
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import zipfile
@@ -487,10 +488,21 @@ def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with np.load(io.BytesIO(body)) as arrays:
             values = dict(arrays)
         facts = json.loads(values.pop("facts").tobytes())
-        Cursor.of(facts)
+        _check_facts(facts)
     except Exception as error:  # NumPy and zipfile raise a dozen kinds on what no training wrote
         raise UserError(f"{path}: is no training state of this program ({error})") from error
     return facts, values
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    """Raise what comes to hand where facts are not what `Checkpoints.save` writes."""
+    cursor, config = Cursor.of(facts), facts["config"]
+    counts = (cursor.epoch, cursor.done, cursor.best_epoch, facts["images_an_update"])
+    if not all(type(count) is int and 0 <= count < 1 << 53 for count in counts) or cursor.epoch < 1:
+        raise ValueError("a count is none")
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in (cursor.seconds, cursor.best)):
+        raise ValueError("a number is none")
+    _as_it_acts(config)
 
 
 def _serial_in(state: Path) -> Optional[int]:
