@@ -17,6 +17,7 @@ from src.run_folder import write_run
 from src.tools.callback import Metrics
 from src.trainers.checkpoint import Checkpoints, Cursor, read_saved
 from src.weights.formats import write_ckpt
+from tests.processes import NOBODY, as_nobody
 
 
 class SmallStep(nn.Cell):
@@ -182,11 +183,16 @@ def test_whatever_stands_in_a_files_place_a_run_ends_well_or_tells_before_it_tra
     shutil.copytree(whole_run, folder)
     monkeypatch.chdir(folder)  # a socket's name is short
     put(kind, folder / entry)
-    said = begin_and_end(folder, step)
+    if kind == "closed" and os.geteuid() == 0:
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+        said = as_nobody(lambda: begin_and_end(Path(), step))
+    else:
+        said = begin_and_end(folder, step)
     if said:
         assert said.startswith("start: ")
         assert Path(entry).name in said or "ckpt_0: cannot be written" in said
-        assert kind in ("folder", "device", "pipe", "socket", "loop")
+        assert kind in ("folder", "device", "pipe", "socket", "loop") or (kind, entry) == ("closed", "ckpt_0/.lock")
     else:
         last = read_saved(folder / "ckpt_0/DDRNet23-2_1.ckpt")
         assert last.cursor.epoch == 2

@@ -3,17 +3,19 @@
 import io
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from src.args import Config
 from src.data import create_dataset, listing
-from src.data.imagenet import class_names
+from src.data.imagenet import check_layout, class_names, classes_in_data
 from src.data.listing import list_folder
 from src.data.settle import settle
 from src.errors import UserError
 from tests.photos import make_config, make_folder, photos
+from tests.processes import as_nobody
 
 
 def touch(folder, *names):
@@ -332,3 +334,33 @@ def test_another_layout_is_named_with_what_to_do(folders, data, said, tmp_path):
     with pytest.raises(UserError, match=said) as raised:
         create_dataset(settle(config), "val")
     assert str(raised.value).startswith("data_url: ")
+
+
+@pytest.mark.parametrize(("closed", "mode"), [(".", 0o311), (".", 0), ("..", 0), ("train", 0), ("train", 0o311)])
+@pytest.mark.parametrize("splits", [("train", "val"), ("val",)])
+def test_a_data_folder_that_may_not_be_read_is_named_with_the_reason(closed, mode, splits, tmp_path, monkeypatch):
+    root = tmp_path / "above/data"
+    (root / "train/a").mkdir(parents=True)
+    for above in (tmp_path, tmp_path / "above"):
+        above.chmod(0o755)
+    (root / closed).resolve().chmod(mode)
+    monkeypatch.chdir(tmp_path)
+    try:
+
+        def look() -> str:
+            try:
+                check_layout(Path("above/data"), splits)
+                classes_in_data(Config(data_url="above/data", num_classes=1))
+                return "taken"
+            except UserError as error:
+                return str(error)
+
+        said = as_nobody(look)
+    finally:
+        (root / closed).resolve().chmod(0o755)
+    if closed == "train" and splits == ("val",):
+        assert said.startswith("data_url: above/data: has no val/")
+    elif (closed, mode, splits) == (".", 0o311, ("train", "val")):
+        assert said == "taken"  # train/ itself may be read
+    else:
+        assert said.startswith("data_url: above/data") and "cannot be read (Permission denied)" in said
