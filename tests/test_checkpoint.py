@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+import yaml
 from mindspore import nn
 
 from src.args import Config
@@ -17,6 +18,7 @@ from src.run_folder import write_run
 from src.tools.callback import Metrics
 from src.trainers.checkpoint import Checkpoints, Cursor, read_saved
 from src.weights.formats import write_ckpt
+from tests.conftest import ROOT, TINY
 from tests.processes import NOBODY, as_nobody
 
 
@@ -250,3 +252,47 @@ def test_weights_are_written_as_mindspore_writes_them_byte_for_byte(tmp_path):
     values = [{"name": name, "data": ms.Tensor(array)} for name, array in arrays.items()]
     ms.save_checkpoint(values, str(tmp_path / "theirs.ckpt"), crc_check=True)
     assert (tmp_path / "own.ckpt").read_bytes() == (tmp_path / "theirs.ckpt").read_bytes()
+
+
+FIRST = ROOT / "tests/golden/first_checkpoints"
+
+
+def first_config(**changes) -> Config:
+    """What the run was started with whose checkpoints those are."""
+    keys = yaml.safe_load(TINY.read_text()) | {"epochs": 3, "drop_path_on": "branch"} | changes
+    return Config(**keys)
+
+
+def test_checkpoints_of_the_program_s_first_day_are_read_and_stand_in_order(checkpoints, step):
+    shutil.copytree(FIRST, checkpoints.folder)
+    slim = Checkpoints(checkpoints.folder, "DDRNet23Slim", keep=5)
+    assert names(slim.numbered()) == ["DDRNet23Slim-2_5", "DDRNet23Slim-3_2"]
+    saved, complaints = slim.newest_good()
+    assert (saved.path.stem, complaints) == ("DDRNet23Slim-3_2", [])
+    assert saved.cursor == Cursor(epoch=3, done=2, seconds=1.5, best=0.25, best_epoch=2)
+    assert {name: array.tolist() for name, array in saved.arrays.items()} == {"updates": 7, "moments.bias": [1.5, -2]}
+    weights = ms.load_checkpoint(str(saved.path))
+    assert weights["network.weight"].asnumpy().tolist() == [[1, 2], [3, 4]]
+    assert read_saved(slim.numbered()[0]).cursor == Cursor(epoch=3, done=0, best=0.25, best_epoch=2)
+    slim.save(step.network, step, Config(), Cursor(1, 1), False)  # whatever comes now is newer
+    assert names(slim.numbered())[-1] == "DDRNet23Slim-1_1"
+
+
+def test_a_run_goes_on_from_them_where_its_keys_mean_what_they_meant_then():
+    saved = read_saved(FIRST / "DDRNet23Slim-3_2.ckpt")
+    assert saved.differences(first_config()) == []
+    assert saved.differences(first_config(drop_path_on="auto")) == [
+        "drop_path_on: 'branch' in the checkpoint, 'shortcut' now"
+    ]
+    assert saved.differences(first_config(momentum=0.8)) == ["momentum: 0.9 in the checkpoint, 0.8 now"]
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".state"])
+def test_a_byte_that_changed_in_one_of_them_is_told(suffix, checkpoints):
+    shutil.copytree(FIRST, checkpoints.folder)
+    path = checkpoints.folder / f"DDRNet23Slim-3_2{suffix}"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"DDRNet23Slim-3_2\{suffix}: is damaged"):
+        read_saved(checkpoints.folder / "DDRNet23Slim-3_2.ckpt")
