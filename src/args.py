@@ -7,6 +7,7 @@ published DDRNet23, which docs/recipe.md compares item by item; a YAML file over
 import argparse
 import difflib
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Optional, Union, get_args, get_origin
@@ -361,7 +362,10 @@ def parse_args(
         UserError: the file or a flag is wrong; the message names the key and what would be right.
     """
     parser = _Parser(
-        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog=_module_name(),
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"DDRNet on MindSpore {__version__}")
     parser.add_argument("--ddr_config", metavar="YAML", help="configuration; flags override it")
@@ -528,6 +532,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     synonym = dashes + _SYNONYMS.get(name.lstrip("-").replace("-", "_").lower(), "")
     match = [synonym] if synonym in known else difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {match[0]}?" if match else ""
+
+
+def _module_name() -> Optional[str]:
+    """How a module that is run by its name is called; None: it is a program's file."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec is not None and spec.name.startswith("src.") else None
 
 
 class _Parser(argparse.ArgumentParser):

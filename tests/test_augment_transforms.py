@@ -2,11 +2,13 @@
 
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from src.data import augment
 from src.data import decode as decoding
 from src.data.augment import kernels, transforms
 from src.data.augment.transforms import UndecodableImage, create_transform, decode, load_eval_image
@@ -290,6 +292,19 @@ def test_pixels_are_the_same_with_and_without_numba(tmp_path, monkeypatch):
                     for seed, out in enumerate(outs[-1]):
                         transform(encoded, out, np.random.default_rng(seed))
             np.testing.assert_array_equal(*outs)
+
+
+def test_that_numba_is_missing_is_said_once(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "src.data.augment.compiled", None)
+    monkeypatch.delattr(augment, "compiled", raising=False)
+    kernels.engine.cache_clear()
+    try:
+        with caplog.at_level("INFO"):
+            assert kernels.engine() is None and kernels.engine() is None
+    finally:
+        kernels.engine.cache_clear()
+    assert [message for message in caplog.messages if "pip install numba" in message] == caplog.messages
+    assert len(caplog.messages) == 1
 
 
 # Normalisation and evaluation

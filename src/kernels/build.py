@@ -70,7 +70,7 @@ def library() -> Optional[Path]:
         if loaded:
             return loaded
     if compiler is None:
-        return _without(f"no C++ compiler ({', '.join(COMPILERS)}) found")
+        return _without(f"no C++ compiler ({', '.join(COMPILERS)}) found, which apt-get install g++ would bring")
     open_folders = [folder for folder in folders if _is_open(folder)]
     if not open_folders:
         return _without(

@@ -5,12 +5,14 @@ double arithmetic runs over whole rows in a half to a fifth of the time. Without
 Pillow itself does the work.
 """
 
+import logging
 from functools import cache
 from typing import Any, Optional
 
 import numpy as np
 from PIL import Image
 
+_log = logging.getLogger(__name__)
 _FILTERS = {
     Image.Resampling.BILINEAR: (0, 1.0),
     Image.Resampling.BICUBIC: (1, 2.0),
@@ -24,6 +26,7 @@ def engine() -> Any:
     try:
         from src.data.augment import compiled
     except ImportError:
+        _log.info("numba is not installed: Pillow resizes and shears, slower; pip install numba")
         return None
     return compiled
 
