@@ -49,6 +49,15 @@ def test_a_program_whose_output_fails_goes_on_to_its_end(shell, tmp_path):
     assert talk(tmp_path, shell)
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_place_of_a_closed_stream(closed, tmp_path):
+    """What libraries print would stand in it."""
+    script = "import os, sys, src\nwith open(sys.argv[1], 'w') as file:\n    os.write(1, b'x')\n    os.write(2, b'x')"
+    line = f'{sys.executable} -c "{script}" {tmp_path}/checkpoint {closed}'
+    subprocess.run(["bash", "-c", line], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=True)
+    assert (tmp_path / "checkpoint").read_bytes() == b""
+
+
 def ended(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", f"from src.errors import run\n{code}"],

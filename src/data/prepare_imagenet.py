@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from src.console import bar_size
 from src.errors import UserError, run
-from src.files import claim, read_json, write_text
+from src.files import claim, is_regular, read_json, write_text
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 MD5 = {  # as image-net.org publishes them
@@ -88,7 +88,7 @@ def prepare(archives: Path, out: Path, md5: bool = True, any_size: bool = False)
         UserError: an archive is missing, damaged or another; the disk is too small; another process works in `out`.
     """
     for name in (TRAIN, VAL, DEVKIT):
-        if not (archives / name).is_file():
+        if not is_regular(archives / name):
             raise UserError(f"--archives {archives}: has no file {name}; image-net.org hands it out")
     try:
         out.mkdir(parents=True, exist_ok=True)
