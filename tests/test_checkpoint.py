@@ -1,5 +1,6 @@
 """Which checkpoint is the newest, what odd folders do, and what is kept: on a network of six numbers."""
 
+import json
 import os
 import shutil
 import socket
@@ -230,6 +231,8 @@ def test_a_better_best_of_another_course_of_the_run_is_kept(checkpoints, step):
     step.network.weight.set_data(step.network.weight + 1)
     checkpoints.save_best(step.network, 0.4)
     assert (folder / "DDRNet23_best.1.ckpt").read_bytes() == first
+    assert json.loads((folder / "DDRNet23_best.1.json").read_text()) == {"top1": 0.5}
+    assert json.loads((folder / "DDRNet23_best.json").read_text()) == {"top1": 0.4}
     checkpoints.save_best(step.network, 0.45)
     assert not (folder / "DDRNet23_best.2.ckpt").exists()
 

@@ -368,3 +368,29 @@ def test_ctrl_c_while_mindspore_is_imported_ends_without_a_word(program, tmp_pat
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[0] == b""
     assert process.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "named"),
+    [
+        (train_program, ["--pretrained", "missing.ckpt"], r"missing\.ckpt: cannot be read"),
+        (train_program, ["--pretrained", "rubbish.ckpt"], r"rubbish\.ckpt: truncated, damaged"),
+        (train_program, ["--resume", "missing.ckpt"], r"missing\.ckpt: is not there"),
+        (train_program, ["--data_url", "missing"], "data_url: missing: no such folder"),
+        (train_program, ["--train_url", "rubbish.ckpt"], r"rubbish\.ckpt/ckpt_0: cannot be written"),
+        (eval_program, ["--pretrained", "missing.ckpt"], r"missing\.ckpt: cannot be read"),
+        (eval_program, ["--pretrained", "rubbish.ckpt", "--data_url", "missing"], "data_url: missing: no such folder"),
+        (export_program, ["--pretrained", "rubbish.ckpt"], r"rubbish\.ckpt: truncated, damaged"),
+    ],
+)
+def test_wrong_input_is_told_before_kernels_are_compiled(program, flags, named, digits, tmp_path, monkeypatch):
+    """Which takes a minute at the very first start."""
+
+    def library() -> None:
+        raise AssertionError("the kernels were asked for first")
+
+    monkeypatch.setattr("src.tools.cell.library", library)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rubbish.ckpt").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match=named):
+        program.main(["--ddr_config", str(TINY), "--data_url", str(digits), *flags])
