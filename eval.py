@@ -28,7 +28,7 @@ from src.evaluation.flags import FLAGS
 from src.evaluation.names import find_class_names, with_words
 from src.evaluation.outputs import find_outputs, write_outputs
 from src.files import is_directory
-from src.heartbeat import beat
+from src.heartbeat import beat, finish
 
 log = logging.getLogger("eval")
 
@@ -78,6 +78,7 @@ def main(argv: Optional[list[str]] = None) -> None:
             "runtime": RUNTIME,
         }
         write_outputs(outputs, config, val, predictions, means, computed, log)
+    finish()
 
 
 if __name__ == "__main__":

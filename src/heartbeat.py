@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 
 FILE_VARIABLE = "HEARTBEAT_FILE"  # in a rank's environment: which file
+DONE = -1.0  # in place of seconds: this process has done all its work
 
 
 def beat(seconds: float = 0) -> None:
@@ -26,3 +27,11 @@ def beat(seconds: float = 0) -> None:
             os.pwrite(descriptor, f"{seconds:15.0f}\n".encode(), 0)
         finally:
             os.close(descriptor)
+
+
+def finish() -> None:
+    """Say that this process has done all its work: what happens to it now undoes nothing.
+
+    MindSpore takes its threads and connections down after that, and now and then ends by signal 11 on the way.
+    """
+    beat(DONE)

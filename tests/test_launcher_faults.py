@@ -20,7 +20,7 @@ LIMIT = 40  # seconds in which a job must have ended
 # A rank that beats twenty times a second, until the file `hang` is there: then rank argv[2] does nothing any more.
 RANK = """
 import os, signal, sys, time
-from src.heartbeat import beat
+from src.heartbeat import beat, finish
 rank, what = int(os.environ["RANK_ID"]), sys.argv[1]
 deaf = lambda *_: None
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -28,6 +28,11 @@ for number in (signal.SIGINT, signal.SIGTERM):
 print("ready", flush=True)
 if what == "code":
     sys.exit(int(sys.argv[2]) if rank == 1 and "--again" not in sys.argv else 0)
+if what == "late":
+    finish()
+    while rank == 0:  # waits for the other in vain
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGSEGV)
 if what != "mute":
     beat()
 while not (os.path.exists("../hang") and rank == int(sys.argv[2])):
@@ -67,6 +72,13 @@ def test_a_rank_that_gives_no_sign_of_life_ends_the_job_like_a_dead_one(job, tmp
     (tmp_path / "hang").touch()
     assert process.wait(LIMIT) == 75
     assert says(tmp_path / "output.txt", "rank 1 has given no sign of life for 2 s (HANG_LIMIT)")()
+    wait_until(lambda: not alive(tmp_path), 2, "all processes end")
+
+
+def test_a_rank_that_a_signal_ends_after_its_work_has_ended_well(job, tmp_path):
+    process = started(job("late"), tmp_path)
+    assert process.wait(LIMIT) == 0
+    assert says(tmp_path / "output.txt", "rank 1 ended with signal 11 after its work was done")()
     wait_until(lambda: not alive(tmp_path), 2, "all processes end")
 
 

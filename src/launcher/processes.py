@@ -14,6 +14,7 @@ from typing import Optional
 
 from src.errors import TemporaryFailure, UserError
 from src.files import is_regular
+from src.heartbeat import DONE
 from src.launcher import guard
 from src.launcher.guard import signal_group
 
@@ -222,6 +223,7 @@ class Pulse:
         limit: seconds of silence after which it counts as hung; 0: never.
 
     Attributes:
+        finished: whether the rank has said that all its work is done.
         pace: the longest time between two signs so far, in seconds, where nothing long was announced.
         beats: the number of signs seen.
     """
@@ -231,7 +233,7 @@ class Pulse:
         self._last: tuple[int, bytes] = (0, b"")
         self._announced = 0.0
         self._since = time.monotonic()
-        self.pace, self.beats = 0.0, 0
+        self.pace, self.beats, self.finished = 0.0, 0, False
 
     def look(self) -> None:
         """Take note of a sign that has come."""
@@ -244,9 +246,10 @@ class Pulse:
         if self.beats and not self._announced:
             self.pace = max(self.pace, self.silent())
         try:
-            self._announced = min(max(0.0, float(now[1])), 7 * 86400.0)
+            seconds = float(now[1])
         except ValueError:  # it is being written
             return
+        self._announced, self.finished = min(max(0.0, seconds), 7 * 86400.0), seconds == DONE
         self._last, self._since = now, time.monotonic()
         self.beats += 1
 

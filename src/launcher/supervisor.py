@@ -129,6 +129,7 @@ class Attempt:
         self.follower = Follower(job.rank_folder(job.ranks[0]) / "log.txt")
         self.stop, self._asked, self._asked_at, self._deadline = 0, 0, 0.0, float("inf")
         self._stopped: dict[Child, float] = {}
+        self._late = 0.0  # when a rank first ended by a signal after its work
         self._looked = time.monotonic()
 
     def start(self) -> None:
@@ -223,6 +224,7 @@ class Attempt:
         ended = [child for child in self.children if child.look()]
         for child in ended:
             self.guards.remove(child.pid)
+        self._judge_late_ends()
         over = all(child.code is not None for child in self.ranks)
         # While a graph runs, MindSpore turns SIGINT into SIGTERM (its SignalGuard), so either may end a rank.
         good = {0, 128 + self.stop, 128 + signal.SIGTERM} if self.stop else {0}
@@ -237,6 +239,20 @@ class Attempt:
         elif self.stop and any(child in ended for child in self.ranks):
             self._deadline = min(self._deadline, time.monotonic() + ORPHAN_GRACE)
         return None
+
+    def _judge_late_ends(self) -> None:
+        """A rank that a signal ended after all its work was done has ended well; the others may wait for it in vain."""
+        for child, pulse in self.pulses.items():
+            if child.code is None or child.code <= 128:
+                continue
+            pulse.look()
+            if pulse.finished:
+                say(f"{child.name} ended with signal {child.code - 128} after its work was done")
+                child.code, self._late = 0, self._late or time.monotonic()
+        if self._late and time.monotonic() - self._late > GRACE:
+            for child, pulse in self.pulses.items():
+                if pulse.finished:
+                    child.signal(signal.SIGKILL)
 
     def _failed(self, child: Child) -> Outcome:
         code = child.code or TEMPORARY

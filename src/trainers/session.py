@@ -16,7 +16,7 @@ from src.data.imagenet import TrainBatches
 from src.distributed.one_machine import telling_of_lost_ranks
 from src.distributed.ranks import Ranks
 from src.files import is_regular
-from src.heartbeat import beat
+from src.heartbeat import beat, finish
 from src.metrics import in_words
 from src.run_folder import write_run
 from src.tools.callback import Events, Metrics, Progress
@@ -172,6 +172,7 @@ class Session:
         _log.info("%s weights: %s", "averaged" if averaged else "last", path)
         if self.cursor.best >= 0:
             _log.info("best weights: %s, top-1 %.5f", self.checkpoints.best_path, self.cursor.best)
+        finish()
 
     def _record(self, scores: dict[str, float], feed: Feed) -> dict[str, Any]:
         cursor, updates = self.cursor, self.train.updates
