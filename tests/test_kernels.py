@@ -168,10 +168,79 @@ def test_a_convolution_finishes_with_bias_shortcut_and_relu(shape, out, kernel, 
     if relu:
         want = np.maximum(want, 0)
     packed = operators.pack_weight(stride, bfloat16)(weight)
-    assert packed.shape[0] % build.block() == 0
     finished = operators.packed_convolution(stride, same, relu)
     got = finished(x, packed, bias, *[Tensor(shortcut)] * adds).asnumpy()
     np.testing.assert_allclose(got, want, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("bfloat16", ["vectors", "tiles"], indirect=True)
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("shape", "out", "kernel", "stride", "same"), SHAPES[1::2])
+def test_tensors_of_bfloat16_are_convolved_to_the_nearest_bfloat16(
+    shape, out, kernel, stride, same, adds, wide, bfloat16
+):
+    x, weight, bias = noise(*shape), noise(out, shape[3], kernel, kernel), noise(out)
+    x = x if wide else to_bfloat16(x)  # what comes first in a network is float32
+    factors = (x, weight) if shape[3] % 2 else (to_bfloat16(x), to_bfloat16(weight))
+    want = np.einsum(
+        "nhwcij,ocij->nhwo", patches(factors[0], kernel, stride, same), factors[1].astype(np.float64), optimize=True
+    )
+    want += bias
+    shortcut = to_bfloat16(noise(*want.shape))
+    want = np.maximum(want + shortcut * adds, 0)
+    operator = operators.packed_convolution(stride, same, True, True)
+    inputs = [Tensor(x, ms.float32 if wide else ms.bfloat16), operators.pack_weight(stride, True)(Tensor(weight))]
+    got = operator(*inputs, Tensor(bias), *[Tensor(shortcut, ms.bfloat16)] * adds)
+    assert got.dtype == ms.bfloat16
+    got = got.float().asnumpy()
+    # half a unit of the eighth bit, and the sums' own rounding
+    np.testing.assert_allclose(got, want, rtol=2**-8, atol=3e-6 * np.abs(want).max())
+    assert (got != to_bfloat16(want.astype(np.float32))).mean() < 0.01
+
+
+@pytest.mark.parametrize("bfloat16", ["", "tiles"], indirect=True)
+def test_packed_weights_are_read_wherever_their_tensor_lies(bfloat16):
+    """They are aligned where they are packed; another tensor may be so elsewhere."""
+    x, weight, bias = noise(1, 9, 9, 32), noise(40, 32, 3, 3), noise(40)
+    packed = operators.pack_weight(1, bfloat16)(Tensor(weight)).asnumpy()
+    want = operators.packed_convolution(1, False, False)(Tensor(x), Tensor(packed), Tensor(bias)).asnumpy()
+    function = ctypes.CDLL(str(build.library())).conv2d_packed_1
+    for start in (0, 1, 4, 15):
+        room = np.empty(packed.size + 32, np.float32)
+        first = -room.ctypes.data // 4 % 16 + start
+        moved = room[first : first + packed.size].reshape(packed.shape)
+        moved[:] = packed
+        for _ in range(2):
+            y = np.empty_like(want)
+            arrays = (x, moved, bias, y)
+            data = (ctypes.c_void_p * 4)(*(array.ctypes.data for array in arrays))
+            ranks = (ctypes.c_int * 4)(*(array.ndim for array in arrays))
+            shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
+            pointers = (ctypes.POINTER(ctypes.c_int64) * 4)(
+                *(ctypes.cast(s, ctypes.POINTER(ctypes.c_int64)) for s in shapes)
+            )
+            types = (ctypes.c_char_p * 4)(*[b"float32"] * 4)
+            assert function(4, data, ranks, pointers, types, None, None) == 0
+            np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_pool_is_the_mean_over_the_pixels(narrow):
+    x, dy = noise(3, 5, 4, 300), noise(3, 300)
+    if narrow:
+        x = to_bfloat16(x)
+    tensor = Tensor(x, ms.bfloat16 if narrow else ms.float32)
+    np.testing.assert_allclose(operators.pool()(tensor).asnumpy(), x.astype(np.float64).mean((1, 2)), atol=1e-6)
+    if not narrow:
+        got = ops.grad(lambda x: (operators.pool()(x) * Tensor(dy)).sum())(tensor).asnumpy()
+        np.testing.assert_allclose(got, np.broadcast_to(dy[:, None, None] / 20, x.shape), rtol=1e-6)
+
+
+def test_a_relu_of_bfloat16_keeps_what_is_not_a_number():
+    x = Tensor(np.array([-np.inf, -3, -1e-38, -0.0, 0, 1e-38, 2, np.inf, np.nan], np.float32), ms.bfloat16)
+    got = operators.relu_of_bfloat16()(x).float().asnumpy()
+    np.testing.assert_array_equal(got, np.maximum(x.float().asnumpy(), 0))
 
 
 @in_each_precision
@@ -338,6 +407,26 @@ def test_upsampling_is_mindspores_and_its_gradient_the_adjoint(half, small, larg
     np.testing.assert_allclose(got, want, atol=2e-6)
     dx = ops.grad(lambda x: (up(x, Tensor(like)) * Tensor(dy)).sum())(Tensor(x)).asnumpy()
     assert (got.astype(np.float64) * dy).sum() == pytest.approx((x.astype(np.float64) * dx).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_merging_is_a_sum_with_what_is_upsampled_behind_a_relu(half):
+    x, like, dy = noise(2, 3, 5, 20), noise(2, 7, 9, 20), noise(2, 7, 9, 20)
+    up, merge = operators.upsample(half), operators.merge(half)
+
+    def apart(x, like):
+        return (ops.relu(like + up(x, like)) * Tensor(dy)).sum()
+
+    def together(x, like):
+        return (merge(x, like) * Tensor(dy)).sum()
+
+    want = ops.relu(Tensor(like) + up(Tensor(x), Tensor(like))).asnumpy()
+    np.testing.assert_allclose(merge(Tensor(x), Tensor(like)).asnumpy(), want, atol=1e-6)
+    for got, exact in zip(*(ops.grad(each, (0, 1))(Tensor(x), Tensor(like)) for each in (together, apart))):
+        np.testing.assert_allclose(got.asnumpy(), exact.asnumpy(), atol=1e-6)
+    narrow = operators.merge(half, True)(Tensor(x, ms.bfloat16), Tensor(like, ms.bfloat16)).float().asnumpy()
+    rounded = [Tensor(to_bfloat16(values)) for values in (x, like)]
+    np.testing.assert_allclose(narrow, merge(*rounded).asnumpy(), rtol=2**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [None, np.inf, -np.inf, np.nan])

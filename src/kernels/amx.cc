@@ -48,19 +48,29 @@ void ProductOf(const TileFactors& rows, const TileFactors& columns, int64_t step
     if constexpr (down > 1) _tile_zero(2);
     if constexpr (down > 1 && across > 1) _tile_zero(3);
   }
-  const float *a = rows.memory, *b = columns.memory;
-  for (int64_t step = 0; step < steps; ++step, a += rows.step, b += columns.step) {
-    _tile_loadd(6, b, column_bytes);
-    _tile_loadd(4, a, row_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (down > 1) {
-      _tile_loadd(5, a + rows.next, row_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-    }
-    if constexpr (across > 1) {
-      _tile_loadd(7, b + columns.next, column_bytes);
-      _tile_dpbf16ps(1, 4, 7);
-      if constexpr (down > 1) _tile_dpbf16ps(3, 5, 7);
+  const float *b = columns.memory, *ahead = columns.ahead;
+  for (int64_t part = 0; part < rows.parts; ++part) {
+    const float* a = rows.memory + (rows.offsets ? rows.offsets[part] : 0);
+    for (int64_t step = 0; step < steps; ++step, a += rows.step, b += columns.step) {
+      if (ahead) {
+        for (int row = columns.from; row < columns.to; ++row) {
+          _mm_prefetch(ahead + row * columns.stride, _MM_HINT_T1);
+          _mm_prefetch(ahead + columns.next + row * columns.stride, _MM_HINT_T1);
+        }
+        ahead += columns.step;
+      }
+      _tile_loadd(6, b, column_bytes);
+      _tile_loadd(4, a, row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (down > 1) {
+        _tile_loadd(5, a + rows.next, row_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+      }
+      if constexpr (across > 1) {
+        _tile_loadd(7, b + columns.next, column_bytes);
+        _tile_dpbf16ps(1, 4, 7);
+        if constexpr (down > 1) _tile_dpbf16ps(3, 5, 7);
+      }
     }
   }
   _tile_stored(0, out, bytes);

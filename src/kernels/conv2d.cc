@@ -92,6 +92,40 @@ std::vector<Gather> InputGradientGathers(const Geometry& g) {
   return gathers;
 }
 
+// The same as sweeps.
+tiles::Sweep ForwardSweep(const Geometry& g) {
+  tiles::Sweep sweep{g.images,     g.out_height, g.out_width, g.height, g.width, g.stride,
+                     g.out_height, g.out_width,  1,           0,        0,       {}};
+  for (int64_t t = 0; t < g.taps(); ++t) {
+    const int64_t row = t / g.kernel - g.top + g.kernel * g.stride,
+                  column = t % g.kernel - g.left + g.kernel * g.stride;
+    sweep.taps.push_back({row / g.stride - g.kernel, column / g.stride - g.kernel, row % g.stride, column % g.stride});
+  }
+  return sweep;
+}
+
+tiles::Sweep InputGradientSweep(const Geometry& g, const Gather& gather) {
+  // The first pixel of the residue, and how far one is from the next.
+  const int64_t first = gather.out[0] / g.in, top = first / g.width, left = first % g.width;
+  tiles::Sweep sweep{g.images,
+                     DivideUp(g.height - top, g.stride),
+                     DivideUp(g.width - left, g.stride),
+                     g.out_height,
+                     g.out_width,
+                     1,
+                     g.height,
+                     g.width,
+                     g.stride,
+                     top,
+                     left,
+                     {}};
+  for (int64_t t : gather.taps) {
+    const int64_t row = top + g.top - t / g.kernel, column = left + g.left - t % g.kernel;
+    sweep.taps.push_back({row / g.stride, column / g.stride, 0, 0});
+  }
+  return sweep;
+}
+
 using Gathers = std::vector<Gather>;
 
 // Gathers follow from the shapes, of which a network has a few dozen; they are made once.
@@ -132,8 +166,15 @@ const float* Narrowed(const float* from, int64_t count) {
   return to;
 }
 
+const float* Widened(const Bfloat16* from, int64_t count) {
+  float* to = Scratch(kNarrow, count);
+  for (int64_t i = 0; i < count; ++i) to[i] = Widen(from[i]);
+  return to;
+}
+
 // Weights (out, in, taps) to panels [block of out][tap][in][out in the block], or with `transposed` to
-// [block of in][tap][out][in in the block]; of the taps that are listed. Into `memory`, or scratch memory.
+// [block of in][tap][out][in in the block]; of the taps that are listed. Into `memory`, or scratch memory. In the order
+// of tiles where `tiles::Serves`.
 Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::vector<int64_t>& taps, bool transposed,
             float* memory = nullptr) {
   constexpr int64_t kSlice = 16;  // of the depth, so that what is written at a time stays in the first cache
@@ -144,6 +185,7 @@ Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::
     memory = Scratch(kPanels, DivideUp(columns, kBlock) * kBlock * depth * std::max<int64_t>(count, 1));
   }
   const Panels panels{factors, memory, count, pairs ? depth / 2 : depth, columns};
+  const bool tiled = tiles::Serves(panels);
   const int64_t slices = DivideUp(depth, kSlice);
   const int64_t over_column = transposed ? all : g.in * all, over_depth = transposed ? g.in * all : all;
   Parallel(panels.blocks() * slices, [&](int64_t job) {
@@ -183,7 +225,11 @@ Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::
       }
     }
     for (int64_t t = 0; pairs && t < count; ++t) {
-      NarrowRows(rows + t * span * width, span / 2, width, panel + (t * panels.depth + first / 2) * width);
+      if (tiled) {
+        tiles::NarrowRows(rows + t * span * width, first / 2, span / 2, width, panel + t * panels.depth * width);
+      } else {
+        NarrowRows(rows + t * span * width, span / 2, width, panel + (t * panels.depth + first / 2) * width);
+      }
     }
   });
   return panels;
@@ -198,61 +244,12 @@ void Copy(const float* from, int64_t count, float* to) {
   for (; i < count; ++i) to[i] = from[i];
 }
 
-// `Multiply` on tiles, of bfloat16 whose depth is a multiple of kTile. The rows of a chunk are copied into the order of
-// tiles, once for all columns.
-void MultiplyOnTiles(const Gather& gather, int64_t images, const float* in, int64_t image_in, const Panels& panels,
-                     float* out, int64_t image_out, const Finish& finish) {
-  constexpr int64_t kChunk = 4 * kTile, kPair = 2 * kTile;
-  const int64_t pixels = static_cast<int64_t>(gather.out.size()), taps = panels.taps, depth = panels.depth;
-  const int64_t rows = pixels * images, blocks = panels.blocks(), steps = taps * depth / kTile;
-  const float* zeros = Zeros(depth);
-  const int64_t chunks = DivideUp(rows, kChunk), parts = std::min(blocks, DivideUp(2 * Threads(), chunks));
-  Parallel(chunks * parts, [&](int64_t job) {
-    const int64_t first = job / parts * kChunk, count = std::min(kChunk, rows - first), part = job % parts;
-    const int64_t high = DivideUp(count, kTile);  // tiles
-    int64_t place[kChunk];
-    float* tiles = ThreadScratch(kChunk * taps * depth);
-    int64_t image = first / pixels, pixel = first % pixels;
-    for (int64_t row = 0; row < high * kTile; ++row) {  // those that fill up the last tile repeat the last real one
-      const float* base = in + image * image_in;
-      const int32_t* offset = gather.in.data() + pixel * taps;
-      float* to = tiles + row / kTile * steps * kTile * kTile + row % kTile * kTile;
-      for (int64_t t = 0; t < taps; ++t) {
-        const float* from = offset[t] < 0 ? zeros : base + offset[t];
-        for (int64_t k = 0; k < depth; k += kTile, to += kTile * kTile) Copy(from + k, kTile, to);
-      }
-      if (row < count) place[row] = image * image_out + gather.out[pixel];
-      if (row < count - 1 && ++pixel == pixels) pixel = 0, ++image;
-    }
-    const Tiles processor;
-    alignas(64) float sums[kPair * kPair];
-    for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
-      const int64_t width = panels.width(block);
-      for (int64_t tile = 0; tile < high; tile += 2) {
-        const TileFactors left{tiles + tile * steps * kTile * kTile, kTile, kTile * kTile, steps * kTile * kTile};
-        const int down = tile + 1 < high ? 2 : 1;
-        for (int64_t column = 0; column < width; column += kPair) {
-          const TileFactors right{panels[block] + column, width, kTile * width, kTile};
-          const int across = column + kTile < width ? 2 : 1;
-          processor.Product(down, across, left, right, steps, sums, kPair, false);
-          const int64_t real = std::min<int64_t>(across * kTile, panels.columns - block * kBlock - column);
-          for (int64_t row = 0; row < std::min<int64_t>(down * kTile, count - tile * kTile); ++row) {
-            const int64_t to = place[tile * kTile + row] + block * kBlock + column;
-            finish.Apply(sums + row * kPair, block * kBlock + column, to, real, out);
-          }
-        }
-      }
-    }
-  });
-}
-
 // The rows that `gather` lists for every image, times the panels: from `in` to `out`, whose pixels are
 // `panels.columns` floats.
-void Multiply(const Gather& gather, int64_t images, const float* in, int64_t image_in, const Panels& panels, float* out,
+void Multiply(const Gather& gather, int64_t images, const float* in, int64_t image_in, const Panels& panels, void* y,
               int64_t image_out, const Finish& finish) {
-  if (panels.factors == Factors::kBfloat16 && panels.depth % kTile == 0 && HasTiles()) {
-    return MultiplyOnTiles(gather, images, in, image_in, panels, out, image_out, finish);
-  }
+  float* out = static_cast<float*>(y);
+  const float* shortcut = finish.narrow ? nullptr : static_cast<const float*>(finish.shortcut);
   const int64_t pixels = static_cast<int64_t>(gather.out.size()), taps = panels.taps;
   const int64_t rows = pixels * images, blocks = panels.blocks();
   const float* zeros = Zeros(panels.depth);
@@ -276,7 +273,7 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
     for (int64_t block = blocks * part / parts; block < last; ++block) {
       const int vectors = VectorsOf(panels.columns, block), m = RowsOf(vectors);
       const int64_t real = std::min<int64_t>(kBlock, panels.columns - block * kBlock);
-      const bool whole = real == vectors * kLanes;
+      const bool whole = real == vectors * kLanes && !finish.narrow;
       const float* shortcuts[kMostRows];
       if (finish.bias) std::copy_n(finish.bias + block * kBlock, real, padded_bias);
       if (m != filled) {  // the pointers serve all blocks of one width
@@ -296,10 +293,10 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
       for (int64_t begin = 0; begin < std::max<int64_t>(taps, 1); begin += step) {
         const int64_t end = std::min(begin + step, taps), size = panels.depth * vectors * kLanes;
         Frame frame;
-        if (finish.bias) frame.start = Frame::Start::kBias, frame.bias = padded_bias;
+        if (finish.bias && !finish.narrow) frame.start = Frame::Start::kBias, frame.bias = padded_bias;
         if (begin > 0) frame.start = Frame::Start::kOutput;
-        frame.relu = finish.relu && end == taps;
-        if (finish.shortcut && end == taps) frame.shortcut = shortcuts;
+        frame.relu = finish.relu && end == taps && !finish.narrow;
+        if (shortcut && end == taps) frame.shortcut = shortcuts;
         // What comes after this slice, of which each tile of rows fetches a part.
         const float* next = end < taps ? panels[block] + end * size : block + 1 < last ? panels[block + 1] : nullptr;
         const int64_t lines = (end - begin) * panels.depth;
@@ -310,14 +307,19 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
             const int64_t offset = inside ? place[row + i] + block * kBlock : 0;
             to[i] = whole && inside ? out + offset : spare + i * kBlock;
             if (!frame.shortcut) continue;
-            shortcuts[i] = whole && inside ? finish.shortcut + offset : padded_shortcut + i * kBlock;
-            if (!whole && inside) std::copy_n(finish.shortcut + offset, real, padded_shortcut + i * kBlock);
+            shortcuts[i] = whole && inside ? shortcut + offset : padded_shortcut + i * kBlock;
+            if (!whole && inside) std::copy_n(shortcut + offset, real, padded_shortcut + i * kBlock);
           }
           frame.next = next && row / m < vectors ? next + row / m * lines * kLine : nullptr;
           Tile(panels.factors, vectors, from.data() + row * taps + begin * m, end - begin, panels.depth,
                panels[block] + begin * size, to, frame);
           for (int i = 0; !whole && i < m && row + i < count; ++i) {
-            std::copy_n(spare + i * kBlock, real, out + place[row + i] + block * kBlock);
+            const int64_t channel = block * kBlock, at = place[row + i] + channel;
+            if (finish.narrow) {
+              finish.Apply(spare + i * kBlock, channel, at, real, y);
+            } else {
+              std::copy_n(spare + i * kBlock, real, out + at);
+            }
           }
         }
       }
@@ -328,36 +330,51 @@ void Multiply(const Gather& gather, int64_t images, const float* in, int64_t ima
 // Pairs need an even number along the sum; the images' three channels stay float32.
 Factors Usable(Factors factors, int64_t depth) { return depth % 2 == 0 && kHasBfloat16 ? factors : Factors::kFloat32; }
 
-// `packed`: the weights as `PackOperator` lays them out, or null: they are packed here.
-void Forward(Factors factors, const Geometry& g, const float* x, const float* weight, const float* packed,
-             const Finish& finish, float* y) {
-  Geometry read = g;  // as the rows are read: in pairs, half as many channels
-  if (factors == Factors::kBfloat16) {
-    read.in /= 2;
-    x = Narrowed(x, g.images * g.height * g.width * g.in);
+// A tensor of float32 or bfloat16.
+struct Source {
+  const void* data;
+  bool narrow;
+
+  const float* As(Factors factors, int64_t count) const {  // of which rows are read, in scratch memory where it differs
+    const bool pairs = factors == Factors::kBfloat16;
+    if (pairs == narrow) return static_cast<const float*>(data);
+    return pairs ? Narrowed(static_cast<const float*>(data), count)
+                 : Widened(static_cast<const Bfloat16*>(data), count);
   }
+};
+
+// `packed`: the weights as `PackOperator` lays them out, or null: they are packed here.
+void Forward(Factors factors, const Geometry& g, const Source& x, const float* weight, const float* packed,
+             const Finish& finish, void* y) {
+  Geometry read = g;  // as the rows are read: in pairs, half as many channels
+  if (factors == Factors::kBfloat16) read.in /= 2;
   const Gather& gather = Cached(read, true)[0];
   const Panels panels =
       packed ? Panels{factors, packed, g.taps(), read.in, g.out} : Pack(factors, g, weight, gather.taps, false);
+  if (tiles::Serves(panels)) return tiles::Multiply(ForwardSweep(g), x.data, x.narrow, panels, y, finish);
+  const float* in = x.As(factors, g.images * g.height * g.width * g.in);
   if (g.stride == 1 && winograd::Pays(panels, g.images, g.height, g.width)) {
-    return winograd::Multiply(winograd::Transformed(panels, false), g.images, g.height, g.width, x, y, finish);
+    return winograd::Multiply(winograd::Transformed(panels, false), g.images, g.height, g.width, in, y, finish);
   }
-  Multiply(gather, g.images, x, g.height * g.width * read.in, panels, y, g.out_height * g.out_width * g.out, finish);
+  Multiply(gather, g.images, in, g.height * g.width * read.in, panels, y, g.out_height * g.out_width * g.out, finish);
 }
 
 void InputGradient(Factors wanted, const Geometry& g, const float* dy, const float* weight, float* dx) {
   const Factors factors = Usable(wanted, g.out);
   Geometry read = g;
-  if (factors == Factors::kBfloat16) {
-    read.out /= 2;
-    dy = Narrowed(dy, g.images * g.out_height * g.out_width * g.out);
-  }
+  if (factors == Factors::kBfloat16) read.out /= 2;
+  const float* in = nullptr;
   for (const Gather& gather : Cached(read, false)) {
     const Panels panels = Pack(factors, g, weight, gather.taps, true);
-    if (g.stride == 1 && winograd::Pays(panels, g.images, g.height, g.width)) {
-      return winograd::Multiply(winograd::Transformed(panels, true), g.images, g.height, g.width, dy, dx, {});
+    if (tiles::Serves(panels)) {
+      tiles::Multiply(InputGradientSweep(g, gather), dy, false, panels, dx, {});
+      continue;
     }
-    Multiply(gather, g.images, dy, g.out_height * g.out_width * read.out, panels, dx, g.height * g.width * g.in, {});
+    if (in == nullptr) in = Source{dy, false}.As(factors, g.images * g.out_height * g.out_width * g.out);
+    if (g.stride == 1 && winograd::Pays(panels, g.images, g.height, g.width)) {
+      return winograd::Multiply(winograd::Transformed(panels, true), g.images, g.height, g.width, in, dx, {});
+    }
+    Multiply(gather, g.images, in, g.out_height * g.out_width * read.out, panels, dx, g.height * g.width * g.in, {});
   }
 }
 
@@ -562,17 +579,52 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
 template <int stride, bool same, Factors factors>
 void ForwardOperator(const Tensors& t) {  // x, weight to y
   const Geometry g = GeometryOf<stride, same>(t, 0, 1, 2);
-  Forward(Usable(factors, g.in), g, t.In(0), t.In(1), nullptr, {}, t.Out(2));
+  Forward(Usable(factors, g.in), g, {t.In(0), false}, t.In(1), nullptr, {}, t.Out(2));
 }
 
 template <int stride, bool same, Factors factors>
 void BiasOperator(const Tensors& t) {  // x, weight, bias to y
   const Geometry g = GeometryOf<stride, same>(t, 0, 1, 3);
-  Forward(Usable(factors, g.in), g, t.In(0), t.In(1), nullptr, {t.In(2), nullptr, false}, t.Out(3));
+  Forward(Usable(factors, g.in), g, {t.In(0), false}, t.In(1), nullptr, {t.In(2), nullptr, false}, t.Out(3));
 }
 
-// Weights (out, in, k, k) to (out rounded up to kBlock, in, k, k), or of bfloat16 (.., in / 2, k, k), or transformed
-// for Winograd's algorithm (.., in, 4, 4), whose order is that of the panels.
+// Packed weights in a tensor, which MindSpore may put anywhere: where its first number says they begin, so that they
+// lie on lines of the cache. Wherever the tensor has gone since they were put there, they are moved within it.
+class Packed {
+ public:
+  explicit Packed(const Tensors& t, int i) : memory_(t.Out(i)) {
+    const int64_t row = t.Dim(i, 1) * t.Dim(i, 2) * t.Dim(i, 3);
+    size_ = (t.Dim(i, 0) - DivideUp(2 * kLine, row)) * row;
+    Require(size_ > 0, "conv2d: there is no room for packed weights");
+  }
+
+  float* Begin() {  // to be filled
+    *memory_ = static_cast<float>(Aligned());
+    return memory_ + Aligned();
+  }
+
+  const float* Get() {
+    const auto begin = static_cast<int64_t>(*memory_);
+    Require(begin >= 1 && begin <= kLine, "conv2d: these are no packed weights");
+    if (begin != Aligned()) {
+      std::memmove(memory_ + Aligned(), memory_ + begin, size_ * sizeof(float));
+      Begin();
+    }
+    return memory_ + Aligned();
+  }
+
+ private:
+  int64_t Aligned() const {  // floats behind the first number
+    constexpr uintptr_t bytes = kLine * sizeof(float);
+    return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(memory_) % bytes) / sizeof(float));
+  }
+
+  float* memory_;
+  int64_t size_;
+};
+
+// Weights (out, in, k, k) to (out rounded up to kBlock and more, in, k, k), or of bfloat16 (.., in / 2, k, k), or
+// transformed for Winograd's algorithm (.., in, 4, 4), whose order is that of the panels.
 void PackOperator(const Tensors& t) {
   Geometry g{};
   g.out = t.Dim(0, 0), g.in = t.Dim(0, 1), g.kernel = t.Dim(0, 2);
@@ -580,11 +632,12 @@ void PackOperator(const Tensors& t) {
   for (int64_t i = 0; i < g.taps(); ++i) taps.push_back(i);
   const bool pairs = t.Dim(1, 1) != g.in, transformed = t.Dim(1, 2) != g.kernel;
   Require(!pairs || kHasBfloat16, "conv2d_pack: this processor has no bfloat16");
+  float* to = Packed(t, 1).Begin();
   if (transformed) {
     Require(g.kernel == 3 && g.in % kLanes == 0 && !pairs, "conv2d_pack: no weights for Winograd's algorithm");
-    winograd::Transformed(Pack(Factors::kFloat32, g, t.In(0), taps, false), false, t.Out(1));
+    winograd::Transformed(Pack(Factors::kFloat32, g, t.In(0), taps, false), false, to);
   } else {
-    Pack(pairs ? Factors::kBfloat16 : Factors::kFloat32, g, t.In(0), taps, false, t.Out(1));
+    Pack(pairs ? Factors::kBfloat16 : Factors::kFloat32, g, t.In(0), taps, false, to);
   }
 }
 
@@ -592,13 +645,17 @@ template <int stride, bool same, bool relu>
 void PackedOperator(const Tensors& t) {  // x, packed weights, bias[, shortcut] to y
   const int y = t.count - 1;
   const Geometry g = GeometryOf<stride, same>(t, 0, 1, y);
-  const Finish finish{t.In(2), y == 4 ? t.In(3) : nullptr, relu};
+  const Finish finish{t.In(2), y == 4 ? t.data[3] : nullptr, relu, t.Narrow(y)};
+  const Source x{t.data[0], t.Narrow(0)};
+  const float* packed = Packed(t, 1).Get();
+  Require(kHasBfloat16 || !(x.narrow || finish.narrow), "conv2d_packed: this processor has no bfloat16");
   if (g.taps() == winograd::kElements) {
-    const Panels panels{Factors::kFloat32, t.In(1), g.taps(), g.in, g.out};
-    return winograd::Multiply(panels, g.images, g.height, g.width, t.In(0), t.Out(y), finish);
+    const Panels panels{Factors::kFloat32, packed, g.taps(), g.in, g.out};
+    const float* in = x.As(Factors::kFloat32, g.images * g.height * g.width * g.in);
+    return winograd::Multiply(panels, g.images, g.height, g.width, in, t.data[y], finish);
   }
   const Factors factors = t.Dim(1, 1) == g.in ? Factors::kFloat32 : Factors::kBfloat16;
-  Forward(factors, g, t.In(0), nullptr, t.In(1), finish, t.Out(y));
+  Forward(factors, g, x, nullptr, packed, finish, t.data[y]);
 }
 
 template <int stride, bool same, Factors factors>
@@ -619,11 +676,13 @@ void WeightGradientOperator(const Tensors& t) {  // x, dy, weight (for its shape
   DDRNET_OPERATOR(conv2d_bias_##suffix, (ddrnet::BiasOperator<stride, same, factors>))                    \
   DDRNET_OPERATOR(conv2d_input_gradient_##suffix, (ddrnet::InputGradientOperator<stride, same, factors>)) \
   DDRNET_OPERATOR(conv2d_weight_gradient_##suffix, (ddrnet::WeightGradientOperator<stride, same, factors>))
-#define DDRNET_CONVOLUTIONS(suffix, stride, same)                                        \
-  DDRNET_CONVOLUTION(suffix, stride, same, ddrnet::Factors::kFloat32)                    \
-  DDRNET_CONVOLUTION(suffix##_bfloat16, stride, same, ddrnet::Factors::kBfloat16)        \
-  DDRNET_OPERATOR(conv2d_packed_##suffix, (ddrnet::PackedOperator<stride, same, false>)) \
-  DDRNET_OPERATOR(conv2d_packed_relu_##suffix, (ddrnet::PackedOperator<stride, same, true>))
+#define DDRNET_CONVOLUTIONS(suffix, stride, same)                                                   \
+  DDRNET_CONVOLUTION(suffix, stride, same, ddrnet::Factors::kFloat32)                               \
+  DDRNET_CONVOLUTION(suffix##_bfloat16, stride, same, ddrnet::Factors::kBfloat16)                   \
+  DDRNET_OPERATOR(conv2d_packed_##suffix, (ddrnet::PackedOperator<stride, same, false>))            \
+  DDRNET_OPERATOR(conv2d_packed_relu_##suffix, (ddrnet::PackedOperator<stride, same, true>))        \
+  DDRNET_OPERATOR(conv2d_packed_##suffix##_bfloat16, (ddrnet::PackedOperator<stride, same, false>)) \
+  DDRNET_OPERATOR(conv2d_packed_relu_##suffix##_bfloat16, (ddrnet::PackedOperator<stride, same, true>))
 
 DDRNET_CONVOLUTIONS(1, 1, false)
 DDRNET_CONVOLUTIONS(2, 2, false)

@@ -32,29 +32,71 @@ struct Panels {
 };
 
 // What is added to a convolution: for each channel of y a bias, for each number of y a shortcut, each or none; then a
-// ReLU or none.
+// ReLU or none. `narrow`: y and the shortcut are of bfloat16, else of float32.
 struct Finish {
   const float* bias = nullptr;
-  const float* shortcut = nullptr;
+  const void* shortcut = nullptr;
   bool relu = false;
+  bool narrow = false;
 
   // `count` sums, of the channels from `channel` on, to the numbers from `place` on.
-  void Apply(const float* sums, int64_t channel, int64_t place, int64_t count, float* out) const;
+  void Apply(const float* sums, int64_t channel, int64_t place, int64_t count, void* out) const {
+    return narrow ? Apply<Bfloat16>(sums, channel, place, count, out) : Apply<float>(sums, channel, place, count, out);
+  }
+
+ private:
+  static Vec Vector(const float* from) { return *reinterpret_cast<const VecU*>(from); }
+  static Vec Vector(const Bfloat16* from) { return WidenVector(from); }
+  static void Put(float* to, Vec values) { *reinterpret_cast<VecU*>(to) = values; }
+  static void Put(Bfloat16* to, Vec values) { NarrowTo(to, values); }
+
+  template <typename Type>
+  void Apply(const float* sums, int64_t channel, int64_t place, int64_t count, void* y) const {
+    const Type* added = shortcut ? static_cast<const Type*>(shortcut) + place : nullptr;
+    Type* out = static_cast<Type*>(y) + place;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      Vec sum = Vector(sums + i);
+      if (bias) sum += Vector(bias + channel + i);
+      if (added) sum += Vector(added + i);
+      Put(out + i, relu ? Relu(sum) : sum);
+    }
+    for (; i < count; ++i) {
+      const float sum = sums[i] + (bias ? bias[channel + i] : 0) + (added ? AsFloat(added[i]) : 0);
+      out[i] = FromFloat<Type>(relu && sum < 0 ? 0 : sum);
+    }
+  }
 };
 
-inline void Finish::Apply(const float* sums, int64_t channel, int64_t place, int64_t count, float* out) const {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Vec sum = *reinterpret_cast<const VecU*>(sums + i);
-    if (bias) sum += *reinterpret_cast<const VecU*>(bias + channel + i);
-    if (shortcut) sum += *reinterpret_cast<const VecU*>(shortcut + place + i);
-    *reinterpret_cast<VecU*>(out + place + i) = relu ? Relu(sum) : sum;
-  }
-  for (; i < count; ++i) {
-    const float sum = sums[i] + (bias ? bias[channel + i] : 0) + (shortcut ? shortcut[place + i] : 0);
-    out[place + i] = relu && sum < 0 ? 0 : sum;
-  }
-}
+// Products of bfloat16 on tiles: every tap reads pixels that lie side by side, of images copied with zeros around them.
+namespace tiles {
+
+// Which pixel a tap reads for the output pixel (h, w) of a sweep: ((h + down) * step + row, (w + right) * step +
+// column).
+struct Tap {
+  int64_t down, right, row, column;
+};
+
+// What is computed: for rows x columns pixels of each image, the sum over the taps. The pixel (h, w) lies in the output
+// at (h * out_step + out_top, w * out_step + out_left).
+struct Sweep {
+  int64_t images, rows, columns;
+  int64_t in_rows, in_columns, step;
+  int64_t out_rows, out_columns, out_step, out_top, out_left;
+  std::vector<Tap> taps;
+};
+
+// Whether it is so that panels are multiplied; theirs hold tile after tile, [block of columns][tap][kTile of the depth]
+// [kTile of the columns][in the depth][in the columns].
+bool Serves(const Panels& panels);
+
+// Rows of pairs from rows of floats, 2 * `pairs` of them, into the panel of a tap from its row `first` on.
+void NarrowRows(const float* from, int64_t first, int64_t pairs, int64_t width, float* panel);
+
+// in (images, in_rows, in_columns, 2 * panels.depth), of bfloat16 or float32, times the panels.
+void Multiply(const Sweep& sweep, const void* in, bool narrow, const Panels& panels, void* out, const Finish& finish);
+
+}  // namespace tiles
 
 // Convolutions of 3x3 and stride 1 in float32, with fewer multiplications. Panels of kElements taps hold weights that
 // are transformed already.
@@ -70,7 +112,7 @@ bool Pays(const Panels& panels, int64_t images, int64_t rows, int64_t columns);
 Panels Transformed(const Panels& panels, bool turned, float* memory = nullptr);
 
 // out = in * weights, transformed ones. `in` (images, rows, columns, panels.depth) is padded by 1 on every side.
-void Multiply(const Panels& panels, int64_t images, int64_t rows, int64_t columns, const float* in, float* out,
+void Multiply(const Panels& panels, int64_t images, int64_t rows, int64_t columns, const float* in, void* out,
               const Finish& finish);
 
 // Whether the weights' gradient is computed faster so, and that: x (images, rows, columns, in), dy (.., out), weights

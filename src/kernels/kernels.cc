@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <system_error>
@@ -134,17 +135,20 @@ void RestoreMode(unsigned) {}
 
 int most_threads = 0;  // 0: as many as there are cores
 
-// Threads that sleep between operators. Workers take indices one by one, so a thread whose core is busy with something
-// else (decoding the next batch) delays nobody; one that wakes too late finds nothing to do and is not waited for.
+// Threads that sleep between operators. Each takes indices one by one from a share of its own, the same of every
+// operator: what it has written it reads again from its own cache. Then it takes what others have left, so a thread
+// whose core is busy with something else (decoding the next batch) delays nobody; one that wakes too late finds nothing
+// to do and is not waited for.
 class Pool {
  public:
   Pool() {
     cpu_set_t set;
     size_ = sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
     if (most_threads > 0) size_ = std::min(size_, most_threads);
+    shares_ = std::make_unique<Share[]>(size_);
     for (int i = 1; i < size_; ++i) {
       try {
-        std::thread([this] { Work(); }).detach();
+        std::thread([this, i] { Work(i); }).detach();
       } catch (const std::system_error&) {  // the system grants no more of them
         size_ = i;
       }
@@ -161,12 +165,11 @@ class Pool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       work_ = &work;
-      count_ = count;
-      next_ = 0;
+      for (int i = 0; i < size_; ++i) shares_[i].next = count * i / size_, shares_[i].end = count * (i + 1) / size_;
       generation_.fetch_add(1);
     }
     wake_.notify_all();
-    Take(work, count);
+    Take(work, 0);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       work_ = nullptr;
@@ -178,17 +181,25 @@ class Pool {
   }
 
  private:
-  void Take(const std::function<void(int64_t)>& work, int64_t count) {
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  void Take(const std::function<void(int64_t)>& work, int thread) {
     try {
-      for (int64_t i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) work(i);
+      for (int i = 0; i < size_; ++i) {
+        Share& share = shares_[(thread + i) % size_];
+        for (int64_t job = share.next.fetch_add(1); job < share.end; job = share.next.fetch_add(1)) work(job);
+      }
     } catch (...) {
       std::lock_guard<std::mutex> lock(mutex_);
       if (!error_) error_ = std::current_exception();
-      next_ = count;  // what is left need not be begun
+      for (int i = 0; i < size_; ++i) shares_[i].next = shares_[i].end;  // what is left need not be begun
     }
   }
 
-  void Work() {
+  void Work(int thread) {
     DropDenormals();
     int64_t seen = 0;
     while (true) {
@@ -198,9 +209,8 @@ class Pool {
       seen = generation_;
       ++active_;
       const auto* work = work_;
-      const int64_t count = count_;
       lock.unlock();
-      Take(*work, count);
+      Take(*work, thread);
       lock.lock();
       if (--active_ == 0) done_.notify_one();
     }
@@ -222,8 +232,8 @@ class Pool {
   std::condition_variable wake_, done_;
   std::exception_ptr error_;
   const std::function<void(int64_t)>* work_ = nullptr;
-  int64_t count_ = 0;
-  std::atomic<int64_t> next_{0}, generation_{0};
+  std::unique_ptr<Share[]> shares_;
+  std::atomic<int64_t> generation_{0};
 };
 
 Pool& ThePool() {
@@ -245,7 +255,7 @@ void GatherPages(const Tensors& tensors) {
   for (int i = 0; i < tensors.count; ++i) {
     const int64_t size = tensors.Size(i);
     if (size < kLeast) continue;
-    const auto first = reinterpret_cast<uintptr_t>(tensors.data[i]), last = first + size * sizeof(float);
+    const auto first = reinterpret_cast<uintptr_t>(tensors.data[i]), last = first + size * (tensors.Narrow(i) ? 2 : 4);
     for (uintptr_t page = first / kPage; page * kPage < last; ++page) {
       if (!asked->insert(page).second) continue;
       void* memory = reinterpret_cast<void*>(page * kPage);

@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -90,14 +92,44 @@ inline void Transpose(Vec (&square)[kLanes]) {
 // float32. Pairs are neighbours along the sum.
 enum class Factors { kFloat32, kBfloat16 };
 
+using Bfloat16 = uint16_t;  // the upper half of a float32
+
+inline float Widen(Bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+inline Bfloat16 Narrow(float value) {  // to the nearest, of two the even one; what is not a number stays none
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) return static_cast<Bfloat16>(bits >> 16 | 0x40);
+  return static_cast<Bfloat16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Numbers of tensors of either type.
+inline float AsFloat(float value) { return value; }
+inline float AsFloat(Bfloat16 value) { return Widen(value); }
+template <typename Type>
+inline Type FromFloat(float value) {
+  if constexpr (std::is_same_v<Type, float>)
+    return value;
+  else
+    return Narrow(value);
+}
+
 #if defined(__AVX512BF16__)
 constexpr bool kHasBfloat16 = true;
+inline Vec WidenVector(const Bfloat16* from) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+}
 inline Vec Narrow(Vec low, Vec high) {  // two vectors to one of their pairs
   const __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
   const __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high));
   return (Vec)_mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
 }
-inline void NarrowTo(float* to, Vec values) {  // kLanes neighbours to kLanes / 2 pairs
+inline void NarrowTo(void* to, Vec values) {  // kLanes neighbours to kLanes / 2 pairs
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(values));
 }
 inline Vec AddProducts(Vec sum, Vec a, Vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
@@ -115,7 +147,8 @@ inline void Interleave(const float* first, const float* second, float* to) {
 #else
 constexpr bool kHasBfloat16 = false;
 inline Vec Narrow(Vec, Vec) { return Vec{}; }
-inline void NarrowTo(float*, Vec) {}
+inline void NarrowTo(void*, Vec) {}
+inline Vec WidenVector(const Bfloat16*) { return Vec{}; }
 inline Vec AddProducts(Vec sum, Vec, Vec) { return sum; }
 inline void Interleave(const float*, const float*, float*) {}
 #endif
@@ -147,12 +180,18 @@ void IndirectTile(const float* const* rows, int64_t depth, const float* const* c
 constexpr int kTile = 16;  // rows of a tile, its columns of sums, and its pairs along the sum
 bool HasTiles();
 
-// Where the factors of two tiles, side by side, lie for every step of kTile pairs along the sum; all in floats.
+// Where the factors of two tiles, side by side, lie for every step of kTile pairs along the sum; all in floats. The sum
+// may have parts, of `steps` steps each, which lie anywhere among the rows' factors and one behind the other among the
+// columns'.
 struct TileFactors {
   const float* memory;
-  int64_t stride;  // from a row of a tile to the next one
-  int64_t step;    // from a step to the next one
-  int64_t next;    // from the first tile to the second
+  int64_t stride;                    // from a row of a tile to the next one
+  int64_t step;                      // from a step to the next one
+  int64_t next;                      // from the first tile to the second
+  const int64_t* offsets = nullptr;  // of the rows' factors: where each of `parts` parts of the sum begins, or at 0
+  int64_t parts = 1;
+  const float* ahead = nullptr;  // of the columns': factors of two tiles that will be read soon, as far apart, of which
+  int from = 0, to = 0;          // these rows of each step are fetched
 };
 
 // Holds the calling thread's tiles. `Product` computes sums of down x across tiles, 1 or 2 each, whose rows are
@@ -198,8 +237,11 @@ struct Tensors {
   void** data;
   const int* ranks;
   int64_t** shapes;
+  const char** types;
   const float* In(int i) const { return static_cast<const float*>(data[i]); }
   float* Out(int i) const { return static_cast<float*>(data[i]); }
+  // Whether tensor i is of bfloat16; else it is of float32.
+  bool Narrow(int i) const { return std::strcmp(types[i], "bfloat16") == 0; }
   int64_t Dim(int i, int axis) const { return shapes[i][axis]; }
   int64_t Size(int i) const {
     int64_t size = 1;
@@ -217,7 +259,7 @@ int Run(const char* name, void (*call)(const Tensors&), const Tensors& tensors) 
 }  // namespace ddrnet
 
 // Defines an operator that MindSpore's Custom(func_type="aot") loads by its name.
-#define DDRNET_OPERATOR(name, ...)                                                                        \
-  extern "C" int name(int count, void** data, int* ranks, int64_t** shapes, const char**, void*, void*) { \
-    return ddrnet::Run(#name, __VA_ARGS__, ddrnet::Tensors{count, data, ranks, shapes});                  \
+#define DDRNET_OPERATOR(name, ...)                                                                              \
+  extern "C" int name(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) { \
+    return ddrnet::Run(#name, __VA_ARGS__, ddrnet::Tensors{count, data, ranks, shapes, types});                 \
   }

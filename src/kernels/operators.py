@@ -1,10 +1,11 @@
-"""The compiled kernels as operators of MindSpore, with their gradients. Tensors are float32, images NHWC.
+"""The compiled kernels as operators of MindSpore, with their gradients. Tensors are float32 unless said, images NHWC.
 
 Each is a `Custom` of type "aot", as
 https://www.mindspore.cn/tutorials/en/r2.7.0/custom_program/op_custom.html describes.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Callable, Optional, Union
 
 import mindspore as ms
@@ -24,14 +25,28 @@ class Operator(ops.Custom):
         shape: from the inputs' shapes to the output's, or to a tuple of them.
         outputs: how many; 0: as many as inputs.
         bprop: from inputs, output and its gradient to the inputs' gradients.
+        types: that each input may have; those that are not named are float32.
+        output: the type of what comes out.
     """
 
-    def __init__(self, name: str, shape: Callable, outputs: int = 1, bprop: Optional[Callable] = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        shape: Callable,
+        outputs: int = 1,
+        bprop: Optional[Callable] = None,
+        types: Sequence[tuple[ms.Type, ...]] = (),
+        output: ms.Type = ms.float32,
+    ) -> None:
         def dtype(*kinds: ms.Type) -> Union[ms.Type, tuple]:
-            if any(kind.element_type() != ms.float32 for kind in kinds):
-                raise TypeError(f"{name}: works on float32, not on {', '.join(map(str, kinds))}")
+            for i, kind in enumerate(kinds):
+                wanted = types[i] if i < len(types) else (ms.float32,)
+                if kind.element_type() not in wanted:
+                    raise TypeError(
+                        f"{name}: works on {' or '.join(map(str, wanted)).lower()}, not on {kind}, as input {i}"
+                    )
             count = outputs or len(kinds)
-            return ms.float32 if count == 1 else (ms.float32,) * count
+            return output if count == 1 else (output,) * count
 
         super().__init__(f"{library()}:{name}", shape, dtype, func_type="aot", bprop=bprop)
 
@@ -72,7 +87,7 @@ def convolution(stride: int, same: bool, bias: bool, bfloat16: bool = False) -> 
 
 @functools.cache
 def pack_weight(stride: int, bfloat16: bool = False) -> Operator:
-    """Weight (O, C, k, k) in the order in which `packed_convolution` reads it: (O filled up to `block()`, C, k, k).
+    """Weight (O, C, k, k) in the order in which `packed_convolution` reads it: (`_filled` O, C, k, k).
 
     Args:
         stride: with which it convolves.
@@ -82,30 +97,41 @@ def pack_weight(stride: int, bfloat16: bool = False) -> Operator:
     """
 
     def shape(weight: list) -> list:
-        filled, inputs, kernel, _ = -(-weight[0] // block()) * block(), *weight[1:]
+        inputs, kernel = weight[1:3]
         if bfloat16 and inputs % 2 == 0:
-            return [filled, inputs // 2, kernel, kernel]
-        transformed = stride == 1 and kernel == 3 and inputs % 16 == 0 and inputs <= 256
-        return [filled, inputs, *[4 if transformed else kernel] * 2]
+            inputs //= 2
+        elif stride == 1 and kernel == 3 and inputs % 16 == 0 and inputs <= 256:
+            kernel = 4
+        return [_filled(weight[0], inputs * kernel**2), inputs, kernel, kernel]
 
     # a name each, as MindSpore keeps shapes by name
     return Operator(f"conv2d_pack_{_suffix(stride, False, bfloat16)}", shape)
 
 
 @functools.cache
-def packed_convolution(stride: int, same: bool, relu: bool) -> Operator:
+def packed_convolution(stride: int, same: bool, relu: bool, narrow: bool = False) -> Operator:
     """For inference: x (N, H, W, C), weight from `pack_weight`, bias (O)[, shortcut as the output] to `convolution`'s
-    output plus the shortcut, through a ReLU or not. Has no gradient."""
+    output plus the shortcut, through a ReLU or not. Has no gradient.
+
+    narrow: the output and the shortcut are bfloat16, and x may be.
+    """
     name = f"conv2d_packed{'_relu' * relu}"
 
     def shape(x: list, weight: list, bias: list, *shortcut: list) -> list:
         y = [x[0], -(-x[1] // stride), -(-x[2] // stride), bias[0]]
-        filled = -(-bias[0] // block()) * block()
+        filled = _filled(bias[0], weight[1] * weight[2] ** 2)
         pairs = 2 if x[3] == 2 * weight[1] else 1
         _check(name, [x[3], filled, y], [weight[1] * pairs, weight[0], *shortcut], ["weight", "weight", "shortcut"])
         return y
 
-    return Operator(f"{name}_{_suffix(stride, same, False)}", shape)
+    kind, wide = ms.bfloat16 if narrow else ms.float32, (ms.float32,)
+    types = ((ms.float32, kind), wide, wide, (kind,))
+    return Operator(f"{name}_{_suffix(stride, same, narrow)}", shape, types=types, output=kind)
+
+
+def _filled(outputs: int, row: int) -> int:
+    """Rows of packed weights, of so many numbers each: whole blocks, and room to move them onto a line of the cache."""
+    return -(-outputs // block()) * block() + -(-32 // row)
 
 
 def _suffix(stride: int, same: bool, bfloat16: bool) -> str:
@@ -204,6 +230,48 @@ def upsample(half_pixel_centers: bool) -> Operator:
         return gradient(dout, x), zeros_like(like)
 
     return Operator(f"upsample{suffix}", lambda x, like: [x[0], *like[1:3], x[3]], bprop=gradients)
+
+
+@functools.cache
+def merge(half_pixel_centers: bool, narrow: bool = False) -> Operator:
+    """x (N, h, w, C), like (N, H, W, C) to relu(like + `upsample`'s output), (N, H, W, C).
+
+    narrow: all of them are bfloat16; then it has no gradient.
+    """
+    suffix = "_half_pixel" if half_pixel_centers else ""
+    gradient, behind = (
+        Operator(f"upsample_gradient{suffix}", lambda dy, x: x),
+        Operator("relu_gradient", lambda dy, y: y),
+    )
+
+    def gradients(x: Tensor, like: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        dlike = behind(dout, out)
+        return gradient(dlike, x), dlike
+
+    def shape(x: list, like: list) -> list:
+        _check("merge", [[x[0], x[3]]], [[like[0], like[3]]], ["images and channels"])
+        return like
+
+    kind = ms.bfloat16 if narrow else ms.float32
+    name = f"merge{suffix}{'_bfloat16' * narrow}"
+    return Operator(name, shape, bprop=None if narrow else gradients, types=((kind,),) * 2, output=kind)
+
+
+@functools.cache
+def pool() -> Operator:
+    """x (N, H, W, C), of float32 or bfloat16, to the mean over its pixels (N, C)."""
+
+    def gradient(x: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        share = dout / (x.shape[1] * x.shape[2])
+        return (ops.broadcast_to(share.reshape((x.shape[0], 1, 1, x.shape[3])), x.shape),)
+
+    return Operator("pool", lambda x: [x[0], x[3]], bprop=gradient, types=((ms.float32, ms.bfloat16),))
+
+
+@functools.cache
+def relu_of_bfloat16() -> Operator:
+    """x of bfloat16 through a ReLU, which MindSpore does not have on a CPU. Has no gradient."""
+    return Operator("relu_bfloat16", lambda x: x, types=((ms.bfloat16,),), output=ms.bfloat16)
 
 
 @functools.cache

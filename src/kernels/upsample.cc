@@ -48,6 +48,37 @@ void Upsample(const Tensors& t) {  // x, something of the output's height and wi
   });
 }
 
+// x and something of the output's height and width to relu(that + x upsampled), all of one type.
+template <bool half_pixel_centers, typename Type>
+void MergeOf(const Tensors& t) {
+  const int64_t images = t.Dim(0, 0), height = t.Dim(0, 1), width = t.Dim(0, 2), channels = t.Dim(0, 3);
+  const int64_t out_height = t.Dim(2, 1), out_width = t.Dim(2, 2);
+  const auto rows = Sources<half_pixel_centers>(height, out_height);
+  const auto columns = Sources<half_pixel_centers>(width, out_width);
+  Parallel(images * out_height, [&](int64_t job) {
+    const Source& row = rows[job % out_height];
+    const Type* image = static_cast<const Type*>(t.data[0]) + job / out_height * height * width * channels;
+    const Type *low = image + row.low * width * channels, *high = image + row.high * width * channels;
+    const Type* like = static_cast<const Type*>(t.data[1]) + job * out_width * channels;
+    Type* y = static_cast<Type*>(t.data[2]) + job * out_width * channels;
+    for (const Source& column : columns) {
+      const int64_t left = column.low * channels, right = column.high * channels;
+      for (int64_t i = 0; i < channels; ++i) {
+        const float above = AsFloat(low[left + i]) * column.low_share + AsFloat(low[right + i]) * column.high_share;
+        const float below = AsFloat(high[left + i]) * column.low_share + AsFloat(high[right + i]) * column.high_share;
+        const float sum = AsFloat(like[i]) + (above * row.low_share + below * row.high_share);
+        y[i] = FromFloat<Type>(sum < 0 ? 0 : sum);
+      }
+      like += channels, y += channels;
+    }
+  });
+}
+
+template <bool half_pixel_centers>
+void Merge(const Tensors& t) {
+  t.Narrow(2) ? MergeOf<half_pixel_centers, Bfloat16>(t) : MergeOf<half_pixel_centers, float>(t);
+}
+
 template <bool half_pixel_centers>
 void UpsampleGradient(const Tensors& t) {  // dy, x (for its shape alone), to dx
   const int64_t images = t.Dim(1, 0), height = t.Dim(1, 1), width = t.Dim(1, 2), channels = t.Dim(1, 3);
@@ -79,5 +110,9 @@ void UpsampleGradient(const Tensors& t) {  // dy, x (for its shape alone), to dx
 
 DDRNET_OPERATOR(upsample, ddrnet::Upsample<false>)
 DDRNET_OPERATOR(upsample_half_pixel, ddrnet::Upsample<true>)
+DDRNET_OPERATOR(merge, ddrnet::Merge<false>)
+DDRNET_OPERATOR(merge_half_pixel, ddrnet::Merge<true>)
+DDRNET_OPERATOR(merge_bfloat16, ddrnet::Merge<false>)
+DDRNET_OPERATOR(merge_half_pixel_bfloat16, ddrnet::Merge<true>)
 DDRNET_OPERATOR(upsample_gradient, ddrnet::UpsampleGradient<false>)
 DDRNET_OPERATOR(upsample_gradient_half_pixel, ddrnet::UpsampleGradient<true>)

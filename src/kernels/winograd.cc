@@ -145,7 +145,7 @@ Panels Transformed(const Panels& panels, bool turned, float* memory) {
   return {Factors::kFloat32, memory, kElements, depth, panels.columns};
 }
 
-void Multiply(const Panels& panels, int64_t images, int64_t rows, int64_t columns, const float* in, float* out,
+void Multiply(const Panels& panels, int64_t images, int64_t rows, int64_t columns, const float* in, void* out,
               const Finish& finish) {
   constexpr int64_t kMost = 48;  // tiles that a job takes, whose factors and products stay in the second cache
   const Grid grid{images, rows, columns};

@@ -1,7 +1,12 @@
-"""The layers of `src.models.layers` in NHWC, for the CPU, of the kernels in `src.kernels`."""
+"""The layers of `src.models.layers` in NHWC, for the CPU, of the kernels in `src.kernels`.
+
+Tensors between them are float32. Behind a `FoldedConv2d` that multiplies in bfloat16 they are bfloat16, as what a small
+product waits for is memory; every layer takes both.
+"""
 
 from typing import Any, Optional
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
@@ -9,6 +14,11 @@ from src.errors import UserError
 from src.kernels import operators
 from src.models.layers import Layers, finish
 from src.parameters import assign
+
+
+def widened(x: Tensor) -> Tensor:
+    """x as float32."""
+    return ops.cast(x, ms.float32) if x.dtype == ms.bfloat16 else x
 
 
 class Conv2d(nn.Conv2d):
@@ -36,6 +46,7 @@ class Conv2d(nn.Conv2d):
         self.operator = operators.convolution(*self.kind, self.has_bias, self.bfloat16)
 
     def construct(self, x: Tensor) -> Tensor:
+        x = widened(x)
         if self.has_bias:
             return self.operator(x, self.weight, self.bias)
         return self.operator(x, self.weight)
@@ -60,7 +71,10 @@ class FoldedConv2d(nn.Cell):
         shape = self.pack(Tensor(np.zeros(conv.weight.shape, np.float32))).shape
         self.packed = Parameter(Tensor(np.zeros(shape, np.float32)), name="packed", requires_grad=False)
         self.bias = Parameter(Tensor(np.zeros(conv.out_channels, np.float32)), name="bias", requires_grad=False)
-        self.plain, self.relu = (operators.packed_convolution(*conv.kind, relu) for relu in (False, True))
+        self.kind = ms.bfloat16 if conv.bfloat16 else ms.float32  # of what it gives
+        self.plain, self.relu = (
+            operators.packed_convolution(*conv.kind, relu, conv.bfloat16) for relu in (False, True)
+        )
 
     def fill(self, weight: np.ndarray, bias: np.ndarray) -> None:
         """Take over a weight (O, C, k, k) and a bias (O), float32."""
@@ -69,8 +83,39 @@ class FoldedConv2d(nn.Cell):
 
     def construct(self, x: Tensor, shortcut: Optional[Tensor] = None, relu: bool = False) -> Tensor:
         """x (N, H, W, C) through the convolution, with the sum with a shortcut and a ReLU where asked for."""
-        inputs = (x, self.packed, self.bias) if shortcut is None else (x, self.packed, self.bias, shortcut)
+        if self.kind == ms.float32:
+            x = widened(x)
+        inputs = (x, self.packed, self.bias)
+        if shortcut is not None:
+            inputs = (*inputs, ops.cast(shortcut, self.kind) if shortcut.dtype != self.kind else shortcut)
         return self.relu(*inputs) if relu else self.plain(*inputs)
+
+
+class FoldedDense(nn.Cell):
+    """A fully connected layer for inference, whose weight lies in the order in which the kernels read it.
+
+    Args:
+        dense: of which it is one; it must have a bias.
+        bfloat16: whether it multiplies in bfloat16; sums, and what it gives, are float32.
+    """
+
+    def __init__(self, dense: nn.Dense, bfloat16: bool) -> None:
+        super().__init__()
+        self.pack = operators.pack_weight(1, bfloat16)
+        self.operator = operators.packed_convolution(1, False, False)
+        shape = self.pack(Tensor(np.zeros((*dense.weight.shape, 1, 1), np.float32))).shape
+        self.packed = Parameter(Tensor(np.zeros(shape, np.float32)), name="packed", requires_grad=False)
+        self.bias = Parameter(Tensor(np.zeros(dense.out_channels, np.float32)), name="bias", requires_grad=False)
+
+    def fill(self, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Take over a weight (O, C) and a bias (O), float32."""
+        assign(self.packed, self.pack(Tensor(weight[:, :, None, None])))
+        assign(self.bias, bias)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x (N, C) to (N, O)."""
+        y = self.operator(x.reshape((x.shape[0], 1, 1, x.shape[1])), self.packed, self.bias)
+        return y.reshape((y.shape[0], y.shape[3]))
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -92,6 +137,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         on_shortcut: bool = False,
     ) -> Tensor:
         """x and shortcut (N, H, W, C) to the normalized x and what `Layers.block` does behind it."""
+        x = widened(x)
+        if shortcut is not None:
+            shortcut = widened(shortcut)
         if not self.training:
             factor = self.gamma * ops.rsqrt(self.moving_variance + self.eps)
             return finish(x * factor + (self.beta - self.moving_mean * factor), shortcut, relu, scale, on_shortcut)
@@ -111,10 +159,11 @@ class Upsample(nn.Cell):
     def __init__(self, half_pixel_centers: bool) -> None:
         super().__init__()
         self.operator = operators.upsample(half_pixel_centers)
+        self.merge, self.narrow_merge = (operators.merge(half_pixel_centers, narrow) for narrow in (False, True))
 
     def construct(self, x: Tensor, like: Tensor) -> Tensor:
         """x (N, h, w, C), like (N, H, W, C) to (N, H, W, C)."""
-        return self.operator(x, like)
+        return self.operator(widened(x), widened(like))
 
 
 class ChannelsLast(Layers):
@@ -130,11 +179,35 @@ class ChannelsLast(Layers):
         return operators.channels_last()(images)
 
     @staticmethod
+    def pool(x: Tensor) -> Tensor:
+        """`Layers.pool`."""
+        return operators.pool()(x)
+
+    @staticmethod
+    def relu(x: Tensor) -> Tensor:
+        """`Layers.relu`."""
+        return operators.relu_of_bfloat16()(x) if x.dtype == ms.bfloat16 else ops.relu(x)
+
+    @staticmethod
+    def add(x: Tensor, shortcut: Tensor) -> Tensor:
+        """`Layers.add`, as float32."""
+        return widened(x) + widened(shortcut)
+
+    @staticmethod
+    def merge(upsample: nn.Cell, x: Tensor, like: Tensor) -> Tensor:
+        """`Layers.merge` in one pass, where the cell is one of these."""
+        if not isinstance(upsample, Upsample):
+            return ops.relu(widened(like) + upsample(widened(x), widened(like)))
+        if x.dtype == ms.bfloat16 and like.dtype == ms.bfloat16:
+            return upsample.narrow_merge(x, like)
+        return upsample.merge(widened(x), widened(like))
+
+    @staticmethod
     def call(cell: nn.Cell, x: Tensor) -> Tensor:
         """A cell on x (N, H, W, C): of this set as it is, others, which take (N, C, H, W), between two transposes."""
         if isinstance(cell, (Conv2d, FoldedConv2d, BatchNorm2d, nn.Identity)):
             return cell(x)
-        return ops.transpose(cell(ops.transpose(x, (0, 3, 1, 2))), (0, 2, 3, 1))
+        return ops.transpose(cell(ops.transpose(widened(x), (0, 3, 1, 2))), (0, 2, 3, 1))
 
     @staticmethod
     def block(
@@ -151,7 +224,8 @@ class ChannelsLast(Layers):
             return norm(ChannelsLast.call(conv, x), shortcut, relu, scale, on_shortcut)
         if isinstance(norm, nn.Identity) and isinstance(conv, FoldedConv2d) and scale is None:
             return conv(x, shortcut, relu)
-        return finish(ChannelsLast.call(norm, ChannelsLast.call(conv, x)), shortcut, relu, scale, on_shortcut)
+        y = widened(ChannelsLast.call(norm, ChannelsLast.call(conv, x)))
+        return finish(y, shortcut if shortcut is None else widened(shortcut), relu, scale, on_shortcut)
 
 
 class Bfloat16ChannelsLast(ChannelsLast):

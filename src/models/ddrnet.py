@@ -129,7 +129,7 @@ class Stage(nn.SequentialCell):
 
     def __init__(self, layers: type[Layers], cells: list[nn.Cell]) -> None:
         super().__init__(cells)
-        self.call = layers.call
+        self.call, self.relu = layers.call, layers.relu
 
     def construct(self, x: Tensor, uniforms: Optional[Tensor] = None, relu: bool = False) -> Tensor:
         """`relu`: end with a ReLU all the same."""
@@ -140,7 +140,7 @@ class Stage(nn.SequentialCell):
             else:
                 x = self.call(cell, x)
                 if last_relu:
-                    x = ops.relu(x)
+                    x = self.relu(x)
         return x
 
 
@@ -189,8 +189,8 @@ class Chain(nn.SequentialCell):
             else:
                 x = self.call(conv, x)
         if not added:
-            x = x + shortcut
-        return x if relued else ops.relu(x)
+            x = self.layers.add(x, shortcut)
+        return x if relued else self.layers.relu(x)
 
 
 class DDRNet(nn.Cell):
@@ -298,11 +298,11 @@ class DDRNet(nn.Cell):
         for low_stage, compression, down, high_stage in self.exchanges:
             low = low_stage(x, uniforms)
             high = high_stage(high, uniforms)
-            x = down(ops.relu(high), low, True)
-            high = ops.relu(high + self.upsample(compression(ops.relu(low)), high))
+            x = down(self.layers.relu(high), low, True)
+            high = self.layers.merge(self.upsample, compression(self.layers.relu(low)), high)
         high = self.layer5_(high, uniforms)
         x = self.last_layer(self.down5(high, self.layer5(x, uniforms), True))
-        return getattr(self, HEAD)(ops.mean(x, self.layers.spatial_axes))
+        return getattr(self, HEAD)(self.layers.pool(x))
 
 
 def _head_start(flavour: Flavour, inputs: int) -> Initializer:

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import nn
 
 from src.errors import UserError
-from src.models.channels_last import BatchNorm2d, Bfloat16Conv2d, Conv2d, FoldedConv2d
+from src.models.channels_last import BatchNorm2d, Bfloat16Conv2d, ChannelsLast, Conv2d, FoldedConv2d, FoldedDense
 from src.parameters import assign
 
 
@@ -31,6 +31,8 @@ def fold_batch_norm(network: nn.Cell) -> nn.Cell:
                     _put(parent, name, _with_bias(conv))
                 elif child is norm:
                     _put(parent, name, nn.Identity())
+    for parent, name, dense in _dense(folded):
+        _put(parent, name, FoldedDense(dense, parent.layers.conv.bfloat16))
     refold(network, folded)
     return folded.set_train(False)
 
@@ -57,6 +59,12 @@ def refold(network: nn.Cell, folded: nn.Cell) -> None:
             _fill(target, weight.astype(np.float32), (beta + (shift - mean) * scale).astype(np.float32))
             for parameter in target.get_parameters():
                 del missing[parameter.name]
+    cells = dict(folded.cells_and_names())
+    for parent, name, dense in _dense(network):
+        target = next(cells[path].name_cells()[name] for path, cell in network.cells_and_names() if cell is parent)
+        target.fill(dense.weight.asnumpy(), dense.bias.asnumpy())
+        for parameter in target.get_parameters():
+            del missing[parameter.name]
     own = {parameter.name: parameter for parameter in network.get_parameters()}
     for name, parameter in missing.items():
         if name not in own or own[name].shape != parameter.shape:
@@ -66,6 +74,17 @@ def refold(network: nn.Cell, folded: nn.Cell) -> None:
 
 def _parents(network: nn.Cell) -> Iterator[tuple[str, nn.Cell]]:
     return ((name, cell) for name, cell in network.cells_and_names() if hasattr(cell, "blocks"))
+
+
+def _dense(network: nn.Cell) -> list[tuple[nn.Cell, str, nn.Dense]]:
+    """The fully connected layers that the kernels can have, each with the cell that holds it and its name there."""
+    return [
+        (parent, name, child)
+        for _, parent in network.cells_and_names()
+        if issubclass(getattr(parent, "layers", nn.Cell), ChannelsLast)
+        for name, child in parent.name_cells().items()
+        if type(child) is nn.Dense and child.has_bias and child.activation is None
+    ]
 
 
 def _foldable(conv: nn.Cell, norm: nn.Cell) -> bool:

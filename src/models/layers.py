@@ -43,9 +43,29 @@ class Layers:
         return images
 
     @staticmethod
+    def pool(x: Tensor) -> Tensor:
+        """The mean over the pixels, float32 (N, C), of what the layers have made."""
+        return ops.mean(x, (2, 3))
+
+    @staticmethod
     def call(cell: nn.Cell, x: Tensor) -> Tensor:
         """A cell that takes and gives (N, C, H, W), on x in the order that the layers work on."""
         return cell(x)
+
+    @staticmethod
+    def relu(x: Tensor) -> Tensor:
+        """A ReLU behind something else than a block."""
+        return ops.relu(x)
+
+    @staticmethod
+    def add(x: Tensor, shortcut: Tensor) -> Tensor:
+        """The sum of two."""
+        return x + shortcut
+
+    @staticmethod
+    def merge(upsample: nn.Cell, x: Tensor, like: Tensor) -> Tensor:
+        """`like` and x upsampled to its size, added, through a ReLU."""
+        return ops.relu(like + upsample(x, like))
 
     @staticmethod
     def block(
