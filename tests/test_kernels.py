@@ -160,7 +160,12 @@ def test_a_convolution_and_its_gradients_equal_the_sums_that_define_them(shape, 
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize(("shape", "out", "kernel", "stride", "same"), [*SHAPES[::3], SHAPES[-1]])
 def test_a_convolution_finishes_with_bias_shortcut_and_relu(shape, out, kernel, stride, same, adds, relu, bfloat16):
-    x, weight, bias = Tensor(noise(*shape)), Tensor(noise(out, shape[3], kernel, kernel)), Tensor(noise(out))
+    x, weight, bias = noise(*shape), noise(out, shape[3], kernel, kernel), Tensor(noise(out))
+    if (
+        bfloat16 and shape[3] % 2 and shape[3] <= 7 and kernel == 3
+    ):  # images are rounded as well when weights are packed
+        x, weight = to_bfloat16(x), to_bfloat16(weight)
+    x, weight = Tensor(x), Tensor(weight)
     want = operators.convolution(stride, same, True, bfloat16)(x, weight, bias).asnumpy()
     shortcut = noise(*want.shape)
     if adds:
@@ -182,7 +187,8 @@ def test_tensors_of_bfloat16_are_convolved_to_the_nearest_bfloat16(
 ):
     x, weight, bias = noise(*shape), noise(out, shape[3], kernel, kernel), noise(out)
     x = x if wide else to_bfloat16(x)  # what comes first in a network is float32
-    factors = (x, weight) if shape[3] % 2 else (to_bfloat16(x), to_bfloat16(weight))
+    exact = shape[3] % 2 and (shape[3] > 7 or kernel != 3)  # an odd number of channels, unless they are few
+    factors = (x, weight) if exact else (to_bfloat16(x), to_bfloat16(weight))
     want = np.einsum(
         "nhwcij,ocij->nhwo", patches(factors[0], kernel, stride, same), factors[1].astype(np.float64), optimize=True
     )

@@ -21,8 +21,10 @@ int64_t PaddingBefore(int64_t size, int64_t out_size, int64_t kernel, int64_t st
   return std::max<int64_t>((out_size - 1) * stride + kernel - size, 0) / 2;
 }
 
+constexpr int64_t kUnfolded = 3;  // the kernel of convolutions whose weights are packed so
+
 template <int stride, bool same>
-Geometry GeometryOf(const Tensors& t, int x, int weight, int y) {
+Geometry GeometryOf(const Tensors& t, int x, int weight, int y, int64_t kernel = 0) {
   Geometry g{t.Dim(x, 0),
              t.Dim(x, 1),
              t.Dim(x, 2),
@@ -30,7 +32,7 @@ Geometry GeometryOf(const Tensors& t, int x, int weight, int y) {
              t.Dim(y, 1),
              t.Dim(y, 2),
              t.Dim(y, 3),
-             t.Dim(weight, 2),
+             kernel ? kernel : t.Dim(weight, 2),
              stride,
              0,
              0};
@@ -167,7 +169,7 @@ const float* Narrowed(const float* from, int64_t count) {
 }
 
 const float* Widened(const Bfloat16* from, int64_t count) {
-  float* to = Scratch(kNarrow, count);
+  float* to = Scratch(kWide, count);
   for (int64_t i = 0; i < count; ++i) to[i] = Widen(from[i]);
   return to;
 }
@@ -342,6 +344,44 @@ struct Source {
                  : Widened(static_cast<const Bfloat16*>(data), count);
   }
 };
+
+// What each output pixel reads of a few channels, (tap, channel) side by side, as bfloat16 filled up with zeros to
+// `depth` pairs: then the convolution is one of 1x1.
+const float* Unfolded(const Geometry& g, const float* x, int64_t depth) {
+  float* memory = Scratch(kNarrow, g.images * g.out_height * g.out_width * depth);
+  const float* end = x + g.images * g.height * g.width * g.in;
+  const int64_t run = g.kernel * g.in, size = 2 * depth;  // what a row of taps reads side by side; numbers of a pixel
+  Vec rest = {};                                          // of a vector, those that are of the run
+  for (int64_t i = 0; i < std::min<int64_t>(run, kLanes); ++i) rest[i] = 1;
+  Parallel(g.images * g.out_height, [&](int64_t job) {
+    const int64_t image = job / g.out_height, top = job % g.out_height * g.stride - g.top;
+    float* row = ThreadScratch(g.out_width * size + kLanes);
+    std::fill_n(row, g.out_width * size + kLanes, 0.0f);
+    for (int64_t w = 0; w < g.out_width; ++w) {
+      const int64_t left = w * g.stride - g.left;
+      const bool within = left >= 0 && left + g.kernel <= g.width && run <= kLanes;
+      for (int64_t i = 0; i < g.kernel; ++i) {
+        if (top + i < 0 || top + i >= g.height) continue;
+        const float* from = x + ((image * g.height + top + i) * g.width + left) * g.in;
+        float* to = row + w * size + i * run;
+        if (within && from + kLanes <= end) {  // whole vectors: what is beyond the run becomes zero, or the next one's
+          const Vec values = *reinterpret_cast<const VecU*>(from);
+          *reinterpret_cast<VecU*>(to) = rest > Vec{} ? values : Vec{};
+          continue;
+        }
+        for (int64_t k = 0; k < run; ++k) {
+          const int64_t column = left + k / g.in;
+          if (column >= 0 && column < g.width) to[k] = from[k];
+        }
+      }
+    }
+    float* to = memory + job * g.out_width * depth;
+    for (int64_t k = 0; k < g.out_width * size; k += kLanes) {
+      NarrowTo(to + k / 2, *reinterpret_cast<const VecU*>(row + k));
+    }
+  });
+  return memory;
+}
 
 // `packed`: the weights as `PackOperator` lays them out, or null: they are packed here.
 void Forward(Factors factors, const Geometry& g, const Source& x, const float* weight, const float* packed,
@@ -624,16 +664,27 @@ class Packed {
 };
 
 // Weights (out, in, k, k) to (out rounded up to kBlock and more, in, k, k), or of bfloat16 (.., in / 2, k, k), or
-// transformed for Winograd's algorithm (.., in, 4, 4), whose order is that of the panels.
+// transformed for Winograd's algorithm (.., in, 4, 4), whose order is that of the panels; or of bfloat16, of 3x3 and
+// few channels, (.., pairs, 1, 1), where the sum runs over taps and channels at once.
 void PackOperator(const Tensors& t) {
   Geometry g{};
   g.out = t.Dim(0, 0), g.in = t.Dim(0, 1), g.kernel = t.Dim(0, 2);
   std::vector<int64_t> taps;
   for (int64_t i = 0; i < g.taps(); ++i) taps.push_back(i);
-  const bool pairs = t.Dim(1, 1) != g.in, transformed = t.Dim(1, 2) != g.kernel;
+  const bool unfolded = g.kernel == kUnfolded && t.Dim(1, 2) == 1;
+  const bool pairs = t.Dim(1, 1) != g.in, transformed = t.Dim(1, 2) == 4 && g.kernel == 3;
   Require(!pairs || kHasBfloat16, "conv2d_pack: this processor has no bfloat16");
   float* to = Packed(t, 1).Begin();
-  if (transformed) {
+  if (unfolded) {
+    const int64_t depth = 2 * t.Dim(1, 1);
+    std::vector<float> rows(g.out * depth);  // (out, (tap, in) and zeros)
+    for (int64_t i = 0; i < g.out * g.in * g.taps(); ++i) {
+      const int64_t out = i / (g.in * g.taps()), in = i / g.taps() % g.in, tap = i % g.taps();
+      rows[out * depth + tap * g.in + in] = t.In(0)[i];
+    }
+    g.in = depth, g.kernel = 1;
+    Pack(Factors::kBfloat16, g, rows.data(), {0}, false, to);
+  } else if (transformed) {
     Require(g.kernel == 3 && g.in % kLanes == 0 && !pairs, "conv2d_pack: no weights for Winograd's algorithm");
     winograd::Transformed(Pack(Factors::kFloat32, g, t.In(0), taps, false), false, to);
   } else {
@@ -648,14 +699,21 @@ void PackedOperator(const Tensors& t) {  // x, packed weights, bias[, shortcut] 
   const Finish finish{t.In(2), y == 4 ? t.data[3] : nullptr, relu, t.Narrow(y)};
   const Source x{t.data[0], t.Narrow(0)};
   const float* packed = Packed(t, 1).Get();
+  const int64_t depth = t.Dim(1, 1);
   Require(kHasBfloat16 || !(x.narrow || finish.narrow), "conv2d_packed: this processor has no bfloat16");
   if (g.taps() == winograd::kElements) {
     const Panels panels{Factors::kFloat32, packed, g.taps(), g.in, g.out};
     const float* in = x.As(Factors::kFloat32, g.images * g.height * g.width * g.in);
     return winograd::Multiply(panels, g.images, g.height, g.width, in, t.data[y], finish);
   }
-  const Factors factors = t.Dim(1, 1) == g.in ? Factors::kFloat32 : Factors::kBfloat16;
-  Forward(factors, g, x, nullptr, packed, finish, t.data[y]);
+  if (g.kernel == 1 && depth != g.in && 2 * depth != g.in) {  // unfolded
+    Geometry whole = GeometryOf<stride, same>(t, 0, 1, y, kUnfolded), flat = whole;
+    const float* in = Unfolded(whole, x.As(Factors::kFloat32, g.images * g.height * g.width * g.in), depth);
+    flat.height = g.out_height, flat.width = g.out_width, flat.in = 2 * depth;
+    flat.kernel = flat.stride = 1, flat.top = flat.left = 0;
+    return Forward(Factors::kBfloat16, flat, {in, true}, nullptr, packed, finish, t.data[y]);
+  }
+  Forward(depth == g.in ? Factors::kFloat32 : Factors::kBfloat16, g, x, nullptr, packed, finish, t.data[y]);
 }
 
 template <int stride, bool same, Factors factors>

@@ -6,7 +6,7 @@
 
 namespace ddrnet {
 
-enum Slots { kPanels, kZeros, kTransposed, kProduct, kNarrow, kWinograd };  // of scratch memory
+enum Slots { kPanels, kZeros, kTransposed, kProduct, kNarrow, kWide, kWinograd };  // of scratch memory
 
 struct Geometry {
   int64_t images, height, width, in, out_height, out_width, out, kernel, stride, top, left;
@@ -44,11 +44,39 @@ struct Finish {
     return narrow ? Apply<Bfloat16>(sums, channel, place, count, out) : Apply<float>(sums, channel, place, count, out);
   }
 
+  // The same of many rows of 2 * kLanes sums each, which go to their places; none where a place is negative.
+  void Apply(const float* sums, int64_t rows, int64_t channel, const int64_t* places, void* out) const {
+    if (narrow) {
+      shortcut ? Rows<Bfloat16, true>(sums, rows, channel, places, out)
+               : Rows<Bfloat16, false>(sums, rows, channel, places, out);
+    } else {
+      shortcut ? Rows<float, true>(sums, rows, channel, places, out)
+               : Rows<float, false>(sums, rows, channel, places, out);
+    }
+  }
+
  private:
   static Vec Vector(const float* from) { return *reinterpret_cast<const VecU*>(from); }
   static Vec Vector(const Bfloat16* from) { return WidenVector(from); }
   static void Put(float* to, Vec values) { *reinterpret_cast<VecU*>(to) = values; }
   static void Put(Bfloat16* to, Vec values) { NarrowTo(to, values); }
+
+  template <typename Type, bool adds>
+  void Rows(const float* sums, int64_t rows, int64_t channel, const int64_t* places, void* y) const {
+    const Vec low = bias ? Vector(bias + channel) : Vec{}, high = bias ? Vector(bias + channel + kLanes) : Vec{};
+    const Vec least = relu ? Vec{} : Vec{} - __builtin_inff();  // what is below becomes that
+    for (int64_t row = 0; row < rows; ++row, sums += 2 * kLanes) {
+      if (places[row] < 0) continue;
+      Vec first = Vector(sums) + low, second = Vector(sums + kLanes) + high;
+      if constexpr (adds) {
+        const Type* added = static_cast<const Type*>(shortcut) + places[row] + channel;
+        first += Vector(added), second += Vector(added + kLanes);
+      }
+      Type* out = static_cast<Type*>(y) + places[row] + channel;
+      Put(out, first < least ? least : first);
+      Put(out + kLanes, second < least ? least : second);
+    }
+  }
 
   template <typename Type>
   void Apply(const float* sums, int64_t channel, int64_t place, int64_t count, void* y) const {

@@ -91,7 +91,8 @@ def pack_weight(stride: int, bfloat16: bool = False) -> Operator:
 
     Args:
         stride: with which it convolves.
-        bfloat16: rounded to it, two numbers in the place of one, (.., C / 2, k, k); where C is odd, float32 as it is.
+        bfloat16: rounded to it, two numbers in the place of one, (.., C / 2, k, k). Where C is odd, float32 as it is,
+            or, of 3x3 and up to 7 channels, such as those of images, taps and channels as one, (.., pairs, 1, 1).
             Of float32, 3x3 and stride 1, transformed for Winograd's algorithm, (.., C, 4, 4), unless C is so large that
             reading them takes longer than they spare.
     """
@@ -100,6 +101,8 @@ def pack_weight(stride: int, bfloat16: bool = False) -> Operator:
         inputs, kernel = weight[1:3]
         if bfloat16 and inputs % 2 == 0:
             inputs //= 2
+        elif bfloat16 and kernel == 3 and inputs <= 7:
+            inputs, kernel = -(-inputs * 9 // 32) * 16, 1
         elif stride == 1 and kernel == 3 and inputs % 16 == 0 and inputs <= 256:
             kernel = 4
         return [_filled(weight[0], inputs * kernel**2), inputs, kernel, kernel]
@@ -120,8 +123,14 @@ def packed_convolution(stride: int, same: bool, relu: bool, narrow: bool = False
     def shape(x: list, weight: list, bias: list, *shortcut: list) -> list:
         y = [x[0], -(-x[1] // stride), -(-x[2] // stride), bias[0]]
         filled = _filled(bias[0], weight[1] * weight[2] ** 2)
-        pairs = 2 if x[3] == 2 * weight[1] else 1
-        _check(name, [x[3], filled, y], [weight[1] * pairs, weight[0], *shortcut], ["weight", "weight", "shortcut"])
+        inputs = [
+            x[3],
+            x[3] / 2,
+            -(-x[3] * 9 // 32) * 16 if x[3] % 2 and weight[2] == 1 else x[3],
+        ]  # as they are packed
+        if weight[1] not in inputs:
+            raise ValueError(f"{name}: weight: must be of {x[3]} channels, not {weight[1]}")
+        _check(name, [filled, y], [weight[0], *shortcut], ["weight", "shortcut"])
         return y
 
     kind, wide = ms.bfloat16 if narrow else ms.float32, (ms.float32,)

@@ -161,9 +161,13 @@ void Multiply(const Sweep& sweep, const void* in, bool narrow, const Panels& pan
           processor.Product(down, across, left, right, depth / kTile, sums, kPair, false);
           const int64_t channel = block * kBlock + column,
                         real = std::min<int64_t>(across * kTile, panels.columns - channel);
+          const int64_t* place = places.data() + tile * kTile;
+          if (real == 2 * kLanes) {
+            finish.Apply(sums, down * kTile, channel, place, out);
+            continue;
+          }
           for (int64_t row = 0; row < down * kTile; ++row) {
-            const int64_t place = places[tile * kTile + row];
-            if (place >= 0) finish.Apply(sums + row * kPair, channel, place + channel, real, out);
+            if (place[row] >= 0) finish.Apply(sums + row * kPair, channel, place[row] + channel, real, out);
           }
         }
       }
