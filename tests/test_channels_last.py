@@ -207,7 +207,7 @@ class Held(nn.Cell):
         self.layers = layers
 
     def construct(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        y = self.chain(self.layers.enter(x), self.layers.enter(shortcut), True)
+        y = ops.cast(self.chain(self.layers.enter(x), self.layers.enter(shortcut), True), ms.float32)
         return y if self.layers is Layers else ops.transpose(y, (0, 3, 1, 2))
 
     def one_by_one(self, x: Tensor, shortcut: Tensor) -> Tensor:
@@ -236,6 +236,9 @@ def test_what_is_written_in_a_chain_runs_on_every_set_of_layers_and_folded(chang
     assert {p.name for p in ours.get_parameters()} == {p.name for p in theirs.get_parameters()}
     for cell in (theirs, fold_batch_norm(theirs), ours, fold_batch_norm(ours)):
         np.testing.assert_allclose(cell(*inputs).asnumpy(), want, atol=5e-6 * max(1, np.abs(want).max()))
+    if has_bfloat16():  # folded, what stands between the convolutions is bfloat16, which cells put there do not know
+        rounded = fold_batch_norm(filled(Held(LAYERS["bfloat16"], change)))
+        np.testing.assert_allclose(rounded(*inputs).asnumpy(), want, atol=2e-2 * max(1, np.abs(want).max()))
     for cell in (theirs, ours):
         cell.set_train()
     want = theirs.one_by_one(*inputs).asnumpy()
@@ -258,7 +261,7 @@ def test_dropout_anywhere_in_a_chain_drops(layers, position):
     np.testing.assert_allclose(cell.set_train(False)(*inputs).asnumpy(), without(*inputs).asnumpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("native", ["", "float32"])
+@pytest.mark.parametrize("native", ["", "float32", "bfloat16"])
 def test_cells_put_into_a_built_network_run_in_graph_mode_and_folded(native):
     def changed() -> nn.Cell:
         cell = network("DDRNet23Slim", "zoo", 7, native)
@@ -277,9 +280,12 @@ def test_cells_put_into_a_built_network_run_in_graph_mode_and_folded(native):
     want = filled(cell)(images).asnumpy()
     assert np.abs(network("DDRNet23Slim", "zoo", 7)(images).asnumpy() - want).max() > 1e-2
     ms.set_context(mode=ms.GRAPH_MODE)
+    if native == "bfloat16" and not has_bfloat16():
+        pytest.skip("the processor has no bfloat16")
     ours = changed()
     for one in (ours, fold_batch_norm(ours)):
-        assert np.abs(one(images).asnumpy() - want).max() < 1e-5
+        off = np.abs(one(images).asnumpy() - want).max()
+        assert off < (0.02 * np.abs(want).max() if native == "bfloat16" else 1e-5)
 
 
 def test_a_replaced_cell_in_a_unit_changes_what_runs_with_drop_path_on():
