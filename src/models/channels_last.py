@@ -85,10 +85,12 @@ class FoldedConv2d(nn.Cell):
         """x (N, H, W, C) through the convolution, with the sum with a shortcut and a ReLU where asked for."""
         if self.kind == ms.float32:
             x = widened(x)
-        inputs = (x, self.packed, self.bias)
-        if shortcut is not None:
-            inputs = (*inputs, ops.cast(shortcut, self.kind) if shortcut.dtype != self.kind else shortcut)
-        return self.relu(*inputs) if relu else self.plain(*inputs)
+        operator = self.relu if relu else self.plain
+        if shortcut is None:
+            return operator(x, self.packed, self.bias)
+        if shortcut.dtype != self.kind:
+            shortcut = ops.cast(shortcut, self.kind)
+        return operator(x, self.packed, self.bias, shortcut)
 
 
 class FoldedDense(nn.Cell):
