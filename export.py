@@ -89,7 +89,7 @@ def main(argv: Optional[list[str]] = None) -> None:
             if not temporary.exists():
                 raise UserError(
                     f"file_format: {config.file_format}: MindSpore {ms.__version__} wrote no file on this chip; "
-                    "AIR needs its GE backend, that of an Ascend 910A and not of a 910B; MINDIR serves on every device"
+                    "AIR needs its GE backend, which a 910A has and a 910B not, and a whole CANN; MINDIR needs neither"
                 )
         if config.file_format == "MINDIR":
             loaded = nn.GraphCell(ms.load(str(temporary)))

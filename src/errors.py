@@ -19,8 +19,8 @@ from src.console import make_unbreakable
 _MEMORY = re.compile(r"Out of Memory|memory (isn't|is not) enough|Allocate memory failed", re.IGNORECASE)
 # And where CANN refused to do something for it: a stream, an operator, a collective. Its messages come in sections.
 _CANN = re.compile(
-    r"- Ascend Error Message:\n|pointer\[executor\] is null|Create stream failed"
-    r"|\b(aclrt|aclnn|aclop|Hccl)[A-Z]\w*\W.*fail"
+    r"- Ascend Error Message:\n|Create stream failed|\b(aclrt|aclnn|aclop|Hccl)[A-Z]\w*\W.*fail"
+    r"|(?P<lacks>pointer\[executor\] is null|\b(acl|Hccl)\w+ not in \S*\.so)"  # an operator that is not there
 )
 _CANN_SAYS = re.compile(r"- Ascend Error Message:\n-+\n+(\S.*)")
 MESSAGE_LIMIT = 2000  # characters of a message: files hold names and values of any length
@@ -122,13 +122,17 @@ def run(main: Callable[[], None]) -> None:
         if full and os.environ.get("DDRNET_TRACEBACK") != "1":
             advice = "halve it, and double accumulation_step where a training run is to stay the same"
             _end(f"error: batch_size: {full}; {advice}, or lower image_size", 2)
-        if isinstance(error, RuntimeError) and _CANN.search(str(error)) and os.environ.get("DDRNET_TRACEBACK") != "1":
+        cann = _CANN.search(str(error)) if isinstance(error, RuntimeError) else None
+        if cann and os.environ.get("DDRNET_TRACEBACK") != "1":
             advice = (
                 "npu-smi info shows the card's state; CANN's toolkit and its kernels for this chip must both be there, "
                 "in a version that fits this MindSpore (docs/ascend.md)"
             )
             what = printable(essence(error), 600)
-            _end(f"error: device_target: the Ascend card or its CANN refused an operation: {what}; {advice}", 75)
+            _end(
+                f"error: device_target: the Ascend card or its CANN refused an operation: {what}; {advice}",
+                2 if cann["lacks"] else 75,
+            )
         hint = "; DDRNET_TRACEBACK=1 in the environment shows the traceback"
         if os.environ.get("DDRNET_TRACEBACK") == "1":
             traceback.print_exc()
