@@ -10,8 +10,6 @@
 namespace ddrnet {
 namespace {
 
-enum Slots { kFirst, kSecond, kScale, kShift, kFactor };
-
 struct Rows {
   int64_t rows, channels, image, chunk, chunks;  // image: floats of one
   explicit Rows(const Tensors& t, int tensor) : rows(1), channels(t.Dim(tensor, 3)) {
@@ -45,8 +43,8 @@ void Normalize(const Tensors& t) {
   constexpr int out = 6 + Adds(added) + Drops(added);
   float *y = t.Out(out), *mean = t.Out(out + 1), *inverse = t.Out(out + 2);
   // Of each chunk the mean, and the squared distances from it, which no cancellation spoils.
-  float* means = Scratch(kFirst, r.chunks * channels);
-  float* squares = Scratch(kSecond, r.chunks * channels);
+  float* means = Scratch(r.chunks * channels);
+  float* squares = Scratch(r.chunks * channels);
   Parallel(r.chunks, [&](int64_t c) {
     const float* from = x + r.first(c) * channels;
     const int64_t count = r.count(c);
@@ -65,7 +63,7 @@ void Normalize(const Tensors& t) {
       }
     }
   });
-  float *scale = Scratch(kScale, channels), *shift = Scratch(kShift, channels);
+  float *scale = Scratch(channels), *shift = Scratch(channels);
   const double rows = static_cast<double>(r.rows);
   for (int64_t i = 0; i < channels; ++i) {  // joined by Chan, Golub and LeVeque, "Updating formulae", 1979
     double total = 0, square = 0;
@@ -114,8 +112,8 @@ void NormalizeGradient(const Tensors& t) {
   constexpr int out = 5 + relu + Drops(added);
   float *dx = t.Out(out), *dgamma = t.Out(out + 1), *dbeta = t.Out(out + 2);
   float* dshortcut = kAside ? t.Out(out + 3) : nullptr;
-  float* sums = Scratch(kFirst, r.chunks * channels);
-  float* products = Scratch(kSecond, r.chunks * channels);
+  float* sums = Scratch(r.chunks * channels);
+  float* products = Scratch(r.chunks * channels);
   Parallel(r.chunks, [&](int64_t c) {
     const int64_t first = r.first(c) * channels, last = first + r.count(c) * channels;
     float* __restrict__ s = sums + c * channels, * __restrict__ p = products + c * channels;
@@ -133,7 +131,7 @@ void NormalizeGradient(const Tensors& t) {
     }
   });
   // dx = gamma * inverse * (dy - mean of dy - normalized x * mean of (dy * normalized x))
-  float *scale = Scratch(kScale, channels), *shift = Scratch(kShift, channels), *factor = Scratch(kFactor, channels);
+  float *scale = Scratch(channels), *shift = Scratch(channels), *factor = Scratch(channels);
   for (int64_t i = 0; i < channels; ++i) {
     double sum = 0, product = 0;
     for (int64_t c = 0; c < r.chunks; ++c) sum += sums[c * channels + i], product += products[c * channels + i];

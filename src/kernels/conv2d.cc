@@ -143,7 +143,7 @@ const Gathers& Cached(const Geometry& g, bool forward) {
 }
 
 const float* Zeros(int64_t floats) {
-  float* zeros = Scratch(kZeros, floats);
+  float* zeros = Scratch(floats);
   std::memset(zeros, 0, floats * sizeof(float));
   return zeros;
 }
@@ -159,7 +159,7 @@ void NarrowRows(const float* from, int64_t pairs, int64_t width, float* to) {
 
 // Floats to pairs of neighbours, in scratch memory.
 const float* Narrowed(const float* from, int64_t count) {
-  float* to = Scratch(kNarrow, DivideUp(count, 2) + kLanes);
+  float* to = Scratch(DivideUp(count, 2) + kLanes);
   constexpr int64_t kPiece = 1 << 14;
   Parallel(DivideUp(count, kPiece), [&](int64_t job) {
     const int64_t last = std::min(count, (job + 1) * kPiece);
@@ -169,7 +169,7 @@ const float* Narrowed(const float* from, int64_t count) {
 }
 
 const float* Widened(const Bfloat16* from, int64_t count) {
-  float* to = Scratch(kWide, count);
+  float* to = Scratch(count);
   for (int64_t i = 0; i < count; ++i) to[i] = Widen(from[i]);
   return to;
 }
@@ -184,7 +184,7 @@ Panels Pack(Factors factors, const Geometry& g, const float* weight, const std::
   const int64_t depth = transposed ? g.out : g.in, columns = transposed ? g.in : g.out;
   const int64_t count = static_cast<int64_t>(taps.size()), all = g.taps();
   if (memory == nullptr) {
-    memory = Scratch(kPanels, DivideUp(columns, kBlock) * kBlock * depth * std::max<int64_t>(count, 1));
+    memory = Scratch(DivideUp(columns, kBlock) * kBlock * depth * std::max<int64_t>(count, 1));
   }
   const Panels panels{factors, memory, count, pairs ? depth / 2 : depth, columns};
   const bool tiled = tiles::Serves(panels);
@@ -348,7 +348,7 @@ struct Source {
 // What each output pixel reads of a few channels, (tap, channel) side by side, as bfloat16 filled up with zeros to
 // `depth` pairs: then the convolution is one of 1x1.
 const float* Unfolded(const Geometry& g, const float* x, int64_t depth) {
-  float* memory = Scratch(kNarrow, g.images * g.out_height * g.out_width * depth);
+  float* memory = Scratch(g.images * g.out_height * g.out_width * depth);
   const float* end = x + g.images * g.height * g.width * g.in;
   const int64_t run = g.kernel * g.in, size = 2 * depth;  // what a row of taps reads side by side; numbers of a pixel
   Vec rest = {};                                          // of a vector, those that are of the run
@@ -517,8 +517,8 @@ void WeightGradient(Factors wanted, const Geometry& g, const float* x, const flo
   const bool in_place = !pairs && g.in % kBlock == 0 && g.in <= 2 * kBlock;
   const int64_t meeting = most * groups;  // pixels between two meetings of the threads
   const float* zeros = Zeros(std::max(g.in, most));
-  float* transposed = Scratch(kTransposed, g.out * groups * stride);
-  float* products = Scratch(kProduct, groups * size);
+  float* transposed = Scratch(g.out * groups * stride);
+  float* products = Scratch(groups * size);
 
   for (int64_t begin = 0; begin < rows; begin += meeting) {
     const int64_t end = std::min(begin + meeting, rows), chunks = DivideUp(end - begin, most);

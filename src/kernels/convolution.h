@@ -6,8 +6,6 @@
 
 namespace ddrnet {
 
-enum Slots { kPanels, kZeros, kTransposed, kProduct, kNarrow, kWide, kWinograd };  // of scratch memory
-
 struct Geometry {
   int64_t images, height, width, in, out_height, out_width, out, kernel, stride, top, left;
   int64_t taps() const { return kernel * kernel; }

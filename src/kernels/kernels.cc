@@ -266,18 +266,24 @@ void GatherPages(const Tensors& tensors) {
 #endif
 }
 
-// Memory that grows: what a run asks for at most is soon known. In huge pages where the system grants them.
+// In huge pages where the system grants them.
+float* Allocate(int64_t floats) {
+  const int64_t bytes = DivideUp(floats * static_cast<int64_t>(sizeof(float)), kPage) * kPage;
+  void* memory = std::aligned_alloc(kPage, bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  madvise(memory, bytes, MADV_HUGEPAGE);
+  return static_cast<float*>(memory);
+}
+
+// Memory that grows: what a run asks for at most is soon known.
 class Arena {
  public:
   float* Hold(int64_t floats) {
     if (floats_ < floats) {
-      const int64_t bytes = DivideUp(floats * static_cast<int64_t>(sizeof(float)), kPage) * kPage;
-      std::free(memory_);
+      std::free(std::exchange(memory_, nullptr));
       floats_ = 0;
-      memory_ = static_cast<float*>(std::aligned_alloc(kPage, bytes));
-      if (memory_ == nullptr) throw std::bad_alloc();
-      madvise(memory_, bytes, MADV_HUGEPAGE);
-      floats_ = bytes / sizeof(float);
+      memory_ = Allocate(floats);
+      floats_ = floats;
     }
     return memory_;
   }
@@ -286,15 +292,38 @@ class Arena {
   float* memory_ = nullptr;
   int64_t floats_ = 0;
 };
-Arena arenas[8];
 thread_local Arena thread_arena;
+
+// The same piece by piece. What does not fit lies elsewhere, until all pieces are given back; then there is room.
+class Pieces {
+ public:
+  float* Take(int64_t floats) {
+    floats = DivideUp(floats, kLine) * kLine;
+    taken_ += floats;
+    if (taken_ <= room_) return arena_.Hold(room_) + taken_ - floats;
+    more_.push_back(nullptr);
+    return more_.back() = Allocate(floats);
+  }
+
+  void GiveBack() {
+    for (float* memory : more_) std::free(memory);
+    more_.clear();
+    room_ = std::max(room_, std::exchange(taken_, 0));
+  }
+
+ private:
+  Arena arena_;
+  int64_t room_ = 0, taken_ = 0;
+  std::vector<float*> more_;
+};
+Pieces scratch;
 
 }  // namespace
 
 void Parallel(int64_t count, const std::function<void(int64_t)>& work) { ThePool().Run(count, work); }
 int Threads() { return ThePool().size(); }
 
-float* Scratch(int slot, int64_t floats) { return arenas[slot].Hold(floats); }
+float* Scratch(int64_t floats) { return scratch.Take(floats); }
 float* ThreadScratch(int64_t floats) { return thread_arena.Hold(floats); }
 
 int Run(const char* name, void (*call)(const Tensors&), const Tensors& tensors) noexcept {
@@ -316,6 +345,7 @@ Exclusive::Exclusive() {
   mode_ = DropDenormals();
 }
 Exclusive::~Exclusive() {
+  scratch.GiveBack();
   RestoreMode(mode_);
   operator_mutex.unlock();
 }

@@ -213,9 +213,9 @@ class Tiles {
 void Parallel(int64_t count, const std::function<void(int64_t)>& work);
 int Threads();
 
-// Memory that is used again by the next operator: slot by slot, aligned to a cache line, contents undefined.
-// Only between the start and the end of `Exclusive`.
-float* Scratch(int slot, int64_t floats);
+// Memory until the operator ends, aligned to a cache line, contents undefined. Only between the start and the end of
+// `Exclusive`, from its thread.
+float* Scratch(int64_t floats);
 
 // The same, of the calling thread alone, until its next call.
 float* ThreadScratch(int64_t floats);

@@ -8,8 +8,6 @@
 namespace ddrnet {
 namespace {
 
-enum Slots { kSums };
-
 struct Piece {
   int tensor;  // counted among those that were cut
   int64_t first, count;
@@ -31,7 +29,7 @@ std::vector<Piece> Cut(const Tensors& t, int begin, int count) {
 // Any number of tensors to the sum of the squares of all that is in them, (1).
 void SumOfSquares(const Tensors& t) {
   const std::vector<Piece> pieces = Cut(t, 0, t.count - 1);
-  float* sums = Scratch(kSums, static_cast<int64_t>(pieces.size()));
+  float* sums = Scratch(static_cast<int64_t>(pieces.size()));
   Parallel(static_cast<int64_t>(pieces.size()), [&](int64_t job) {
     const Piece& piece = pieces[job];
     const float* from = t.In(piece.tensor) + piece.first;

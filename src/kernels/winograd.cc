@@ -126,7 +126,7 @@ bool Pays(const Panels& panels, int64_t images, int64_t rows, int64_t columns) {
 Panels Transformed(const Panels& panels, bool turned, float* memory) {
   constexpr int64_t kSlice = 16;
   const int64_t depth = panels.depth, slices = DivideUp(depth, kSlice), size = kElements * depth * kBlock;
-  if (memory == nullptr) memory = Scratch(kWinograd, panels.blocks() * size);
+  if (memory == nullptr) memory = Scratch(panels.blocks() * size);
   Parallel(panels.blocks() * slices, [&](int64_t job) {
     const int64_t block = job / slices, first = job % slices * kSlice, width = panels.width(block);
     for (int64_t k = first; k < std::min(first + kSlice, depth); ++k) {
@@ -233,14 +233,14 @@ void WeightGradient(int64_t images, int64_t rows, int64_t columns, int64_t in, i
                        kSecond[kSide] = {2, 2, 1, 3};  // B': rows that it subtracts or adds
   const Grid grid{images, rows, columns};
   const int64_t tiles = grid.tiles(), blocks = DivideUp(in, kBlock);
-  const int64_t groups = std::clamp<int64_t>(kSums / (in * out), 2, 8);
+  const int64_t groups = in * out > kSums ? 1 : std::clamp<int64_t>(kSums / (in * out), 2, 8);
   const int64_t share = DivideUp(DivideUp(tiles, groups), kLanes) * kLanes;
   const int64_t fitting = std::max(kFactors, 2 * in * out) / (kSide * (in + out)) / kLanes * kLanes;
   const int64_t chunk = std::clamp<int64_t>(fitting, kLanes, share);
   // No powers of two: the elements of a tile would compete for one set of the cache.
   const int64_t left_row = chunk + kLine, left_size = out * left_row, right_size = chunk * in + kLine;
   const int64_t size = out * in + kLine;
-  float* products = Scratch(kProduct, groups * kElements * size);  // [group][element][out][in]
+  float* products = Scratch(groups * kElements * size);  // [group][element][out][in]
   Parallel(groups * kSide, [&](int64_t job) {
     const int64_t group = job / kSide, element = job % kSide;
     const int64_t until = std::min((group + 1) * share, tiles);
