@@ -246,7 +246,8 @@ std::mutex operator_mutex;
 constexpr uintptr_t kPage = 1 << 21;  // bytes of a huge page
 
 // Gathers what tensors lie in into huge pages, where the system grants them: streams of weights and activations then
-// miss the TLB less often. Each page of memory is asked for once.
+// miss the TLB less often. Each page of memory is asked for once. Of bfloat16 a tensor is half as large as is asked for
+// here; its type is not looked at, as MindSpore does not tell that of every output where there are several.
 void GatherPages(const Tensors& tensors) {
 #if defined(__linux__)
   constexpr int kCollapse = 25;          // MADV_COLLAPSE, of Linux 6.1; an older one refuses it
@@ -255,7 +256,7 @@ void GatherPages(const Tensors& tensors) {
   for (int i = 0; i < tensors.count; ++i) {
     const int64_t size = tensors.Size(i);
     if (size < kLeast) continue;
-    const auto first = reinterpret_cast<uintptr_t>(tensors.data[i]), last = first + size * (tensors.Narrow(i) ? 2 : 4);
+    const auto first = reinterpret_cast<uintptr_t>(tensors.data[i]), last = first + size * sizeof(float);
     for (uintptr_t page = first / kPage; page * kPage < last; ++page) {
       if (!asked->insert(page).second) continue;
       void* memory = reinterpret_cast<void*>(page * kPage);

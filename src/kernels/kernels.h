@@ -240,7 +240,7 @@ struct Tensors {
   const char** types;
   const float* In(int i) const { return static_cast<const float*>(data[i]); }
   float* Out(int i) const { return static_cast<float*>(data[i]); }
-  // Whether tensor i is of bfloat16; else it is of float32.
+  // Whether tensor i is of bfloat16; else it is of float32. Of operators with one output alone.
   bool Narrow(int i) const { return std::strcmp(types[i], "bfloat16") == 0; }
   int64_t Dim(int i, int axis) const { return shapes[i][axis]; }
   int64_t Size(int i) const {
