@@ -13,7 +13,7 @@ from src.models import create_model
 from src.models.architectures import FLAVOURS
 from src.models.channels_last import LAYERS, ChannelsLast, Conv2d
 from src.models.ddrnet import Builder, Chain, DropPath, Residual
-from src.models.fold import fold_batch_norm
+from src.models.fold import fold_batch_norm, refold
 from src.models.layers import Layers
 from src.tools.criterion import NetworkWithLoss, SoftTargetCrossEntropy
 from tests.golden import weights as golden
@@ -286,6 +286,26 @@ def test_cells_put_into_a_built_network_run_in_graph_mode_and_folded(native):
     for one in (ours, fold_batch_norm(ours)):
         off = np.abs(one(images).asnumpy() - want).max()
         assert off < (0.02 * np.abs(want).max() if native == "bfloat16" else 1e-5)
+
+
+def test_the_packed_classifier_follows_new_weights_and_refuses_another_shape():
+    cell = filled(network("DDRNet23Slim", "zoo", 7, "float32"))
+    images, folded = Tensor(golden.images(shape=(2, 3, 64, 64))), fold_batch_norm(cell)
+    before = folded(images).asnumpy()
+    cell.linear.weight.set_data(cell.linear.weight * 2.0)
+    cell.linear.bias.set_data(cell.linear.bias + 1.0)
+    refold(cell, folded)
+    want = cell(images).asnumpy()
+    assert np.abs(before - want).max() > 0.1
+    np.testing.assert_allclose(folded(images).asnumpy(), want, atol=1e-5 * np.abs(want).max())
+    for other in (
+        nn.Dense(cell.linear.in_channels, 9),
+        nn.Dense(5, 7),
+        nn.Dense(cell.linear.in_channels, 7, has_bias=False),
+    ):
+        cell.linear = other
+        with pytest.raises(UserError, match=r"linear\..*the network has none of that shape"):
+            refold(cell, folded)
 
 
 def test_a_replaced_cell_in_a_unit_changes_what_runs_with_drop_path_on():

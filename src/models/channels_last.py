@@ -103,6 +103,7 @@ class FoldedDense(nn.Cell):
 
     def __init__(self, dense: nn.Dense, bfloat16: bool) -> None:
         super().__init__()
+        self.inputs = dense.in_channels
         self.pack = operators.pack_weight(1, bfloat16)
         self.operator = operators.packed_convolution(1, False, False)
         shape = self.pack(Tensor(np.zeros((*dense.weight.shape, 1, 1), np.float32))).shape

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import nn
 
 from src.errors import UserError
+from src.models.architectures import HEAD
 from src.models.channels_last import BatchNorm2d, Bfloat16Conv2d, ChannelsLast, Conv2d, FoldedConv2d, FoldedDense
 from src.parameters import assign
 
@@ -20,6 +21,7 @@ def fold_batch_norm(network: nn.Cell) -> nn.Cell:
 
     A cell says with `blocks`, pairs of cells, which convolutions hand what they give to a norm and to nothing else.
     Where that is a batch norm, and neither is of a derived class, a convolution and an `nn.Identity` take their place.
+    On the kernels' layers the classifier is packed for them as well.
     """
     folded = copy.deepcopy(network)
     for _, parent in _parents(folded):
@@ -31,8 +33,8 @@ def fold_batch_norm(network: nn.Cell) -> nn.Cell:
                     _put(parent, name, _with_bias(conv))
                 elif child is norm:
                     _put(parent, name, nn.Identity())
-    for parent, name, dense in _dense(folded):
-        _put(parent, name, FoldedDense(dense, parent.layers.conv.bfloat16))
+    for _, parent in list(_with_classifier(folded)):
+        _put(parent, HEAD, FoldedDense(parent.name_cells()[HEAD], parent.layers.conv.bfloat16))
     refold(network, folded)
     return folded.set_train(False)
 
@@ -60,11 +62,16 @@ def refold(network: nn.Cell, folded: nn.Cell) -> None:
             for parameter in target.get_parameters():
                 del missing[parameter.name]
     cells = dict(folded.cells_and_names())
-    for parent, name, dense in _dense(network):
-        target = next(cells[path].name_cells()[name] for path, cell in network.cells_and_names() if cell is parent)
-        target.fill(dense.weight.asnumpy(), dense.bias.asnumpy())
-        for parameter in target.get_parameters():
-            del missing[parameter.name]
+    for name, parent in _with_classifier(network):
+        dense, target = parent.name_cells()[HEAD], cells[name].name_cells()[HEAD]
+        if (
+            isinstance(target, FoldedDense)
+            and target.inputs == dense.weight.shape[1]
+            and target.bias.shape == dense.bias.shape
+        ):
+            target.fill(dense.weight.asnumpy(), dense.bias.asnumpy())
+            for parameter in target.get_parameters():
+                del missing[parameter.name]
     own = {parameter.name: parameter for parameter in network.get_parameters()}
     for name, parameter in missing.items():
         if name not in own or own[name].shape != parameter.shape:
@@ -76,15 +83,13 @@ def _parents(network: nn.Cell) -> Iterator[tuple[str, nn.Cell]]:
     return ((name, cell) for name, cell in network.cells_and_names() if hasattr(cell, "blocks"))
 
 
-def _dense(network: nn.Cell) -> list[tuple[nn.Cell, str, nn.Dense]]:
-    """The fully connected layers that the kernels can have, each with the cell that holds it and its name there."""
-    return [
-        (parent, name, child)
-        for _, parent in network.cells_and_names()
-        if issubclass(getattr(parent, "layers", nn.Cell), ChannelsLast)
-        for name, child in parent.name_cells().items()
-        if type(child) is nn.Dense and child.has_bias and child.activation is None
-    ]
+def _with_classifier(network: nn.Cell) -> Iterator[tuple[str, nn.Cell]]:
+    """The networks, by their names, whose classifier the kernels can have."""
+    for name, cell in network.cells_and_names():
+        layers, head = getattr(cell, "layers", None), cell.name_cells().get(HEAD)
+        own = isinstance(layers, type) and issubclass(layers, ChannelsLast)
+        if own and type(head) is nn.Dense and head.has_bias and head.activation is None:
+            yield name, cell
 
 
 def _foldable(conv: nn.Cell, norm: nn.Cell) -> bool:
