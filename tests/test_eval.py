@@ -152,9 +152,9 @@ def test_data_with_other_classes_than_the_weights_were_trained_on_are_refused(fl
 def test_what_cannot_be_written_is_said_before_the_work(flags, tmp_path):
     (tmp_path / "file").touch()
     for extra, message in [
-        (["--report", tmp_path / "file"], "--report .*cannot be written to"),
+        (["--report", tmp_path / "file"], "--report .*file: is no folder"),
         (["--predictions", tmp_path], "--predictions .*is a folder"),
-        (["--predictions", tmp_path / "file" / "p.csv"], "--predictions .*cannot be written to"),
+        (["--predictions", tmp_path / "file" / "p.csv"], "--predictions .*file: is no folder"),
         (["--report", tmp_path / "r", "--images", "x.jpg"], "--report: needs the labels of val/"),
     ]:
         with pytest.raises(UserError, match=message):
