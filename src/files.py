@@ -83,8 +83,9 @@ def try_writing(folder: Union[str, Path]) -> None:
     Raises:
         UserError: the folder cannot be made or written, or the disk is full.
     """
-    if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise UserError(f"{folder}: is no folder; files are to be written into it")
+    with suppress(OSError):
+        if os.path.lexists(folder) and not Path(folder).is_dir():
+            raise UserError(f"{folder}: is no folder; files are to be written into it")
     path = Path(folder, f".trial.{os.getpid()}")
     try:
         with atomic_write(path) as temporary:
