@@ -107,12 +107,11 @@ void Multiply(const Sweep& sweep, const void* in, bool narrow, const Panels& pan
   // the columns as well.
   const int64_t bands = DivideUp(sweep.rows * sweep.columns, kPixels), height = DivideUp(sweep.rows, bands);
   const Planes planes(sweep, depth, height);
-  const int64_t units = sweep.images * DivideUp(sweep.rows, height);
+  const int64_t bands_of_image = DivideUp(sweep.rows, height), units = sweep.images * bands_of_image;
   const int64_t fitting = std::max<int64_t>(1, kPixels / (sweep.rows * sweep.columns));
   const int64_t even = DivideUp(DivideUp(units, fitting), Threads()) * Threads();  // groups, as many for each thread
   const int64_t several = DivideUp(units, even), groups = DivideUp(units, several);
   const int64_t parts = std::min(blocks, groups < 2 * Threads() ? DivideUp(2 * Threads(), groups) : 1);
-  const int64_t bands_of_image = DivideUp(sweep.rows, height);
   const int64_t flat = planes.Flat(), row_tiles = flat / kTile;
   const int64_t in_image = sweep.in_rows * sweep.in_columns * 2 * depth;
   const int64_t out_image = sweep.out_rows * sweep.out_columns * panels.columns;
@@ -136,8 +135,9 @@ void Multiply(const Sweep& sweep, const void* in, bool narrow, const Panels& pan
           places[i * flat + h * planes.pitch + w] = place;
         }
       }
-      for (int64_t tile = 0; tile < row_tiles; ++tile)
+      for (int64_t tile = 0; tile < row_tiles; ++tile) {
         from[i * row_tiles + tile] = copy + tile * kTile * planes.Pixel();
+      }
     }
     const Tiles processor;
     alignas(64) float sums[kPair * kPair];
@@ -155,12 +155,12 @@ void Multiply(const Sweep& sweep, const void* in, bool narrow, const Panels& pan
           TileFactors right{panels[block] + column * kTile, kTile, kTile * width, kTile * kTile};
           if (more && pair < sharers) {  // a part of what comes next
             right.ahead = panels[block + 1] + column * kTile;
-            right.from = static_cast<int>(kTile * pair / sharers),
+            right.from = static_cast<int>(kTile * pair / sharers);
             right.to = static_cast<int>(kTile * (pair + 1) / sharers);
           }
           processor.Product(down, across, left, right, depth / kTile, sums, kPair, false);
-          const int64_t channel = block * kBlock + column,
-                        real = std::min<int64_t>(across * kTile, panels.columns - channel);
+          const int64_t channel = block * kBlock + column;
+          const int64_t real = std::min<int64_t>(across * kTile, panels.columns - channel);
           const int64_t* place = places.data() + tile * kTile;
           if (real == 2 * kLanes) {
             finish.Apply(sums, down * kTile, channel, place, out);

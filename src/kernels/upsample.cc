@@ -25,32 +25,10 @@ std::vector<Source> Sources(int64_t size, int64_t out_size) {
   return sources;
 }
 
-template <bool half_pixel_centers>
-void Upsample(const Tensors& t) {  // x, something of the output's height and width, to y
-  const int64_t images = t.Dim(0, 0), height = t.Dim(0, 1), width = t.Dim(0, 2), channels = t.Dim(0, 3);
-  const int64_t out_height = t.Dim(2, 1), out_width = t.Dim(2, 2);
-  const auto rows = Sources<half_pixel_centers>(height, out_height);
-  const auto columns = Sources<half_pixel_centers>(width, out_width);
-  Parallel(images * out_height, [&](int64_t job) {
-    const Source& row = rows[job % out_height];
-    const float* image = t.In(0) + job / out_height * height * width * channels;
-    const float *low = image + row.low * width * channels, *high = image + row.high * width * channels;
-    float* y = t.Out(2) + job * out_width * channels;
-    for (const Source& column : columns) {
-      const int64_t left = column.low * channels, right = column.high * channels;
-      for (int64_t i = 0; i < channels; ++i) {
-        const float above = low[left + i] * column.low_share + low[right + i] * column.high_share;
-        const float below = high[left + i] * column.low_share + high[right + i] * column.high_share;
-        y[i] = above * row.low_share + below * row.high_share;
-      }
-      y += channels;
-    }
-  });
-}
-
-// x and something of the output's height and width to relu(that + x upsampled), all of one type.
-template <bool half_pixel_centers, typename Type>
-void MergeOf(const Tensors& t) {
+// x and something of the output's height and width, all of one type, to y: x upsampled, or with `merges` relu(that
+// something + x upsampled).
+template <bool half_pixel_centers, bool merges, typename Type>
+void UpsampleOf(const Tensors& t) {
   const int64_t images = t.Dim(0, 0), height = t.Dim(0, 1), width = t.Dim(0, 2), channels = t.Dim(0, 3);
   const int64_t out_height = t.Dim(2, 1), out_width = t.Dim(2, 2);
   const auto rows = Sources<half_pixel_centers>(height, out_height);
@@ -59,24 +37,35 @@ void MergeOf(const Tensors& t) {
     const Source& row = rows[job % out_height];
     const Type* image = static_cast<const Type*>(t.data[0]) + job / out_height * height * width * channels;
     const Type *low = image + row.low * width * channels, *high = image + row.high * width * channels;
-    const Type* like = static_cast<const Type*>(t.data[1]) + job * out_width * channels;
-    Type* y = static_cast<Type*>(t.data[2]) + job * out_width * channels;
+    const int64_t first = job * out_width * channels;
+    const Type* like = static_cast<const Type*>(t.data[1]) + (merges ? first : 0);  // else not of as many channels
+    Type* y = static_cast<Type*>(t.data[2]) + first;
     for (const Source& column : columns) {
       const int64_t left = column.low * channels, right = column.high * channels;
       for (int64_t i = 0; i < channels; ++i) {
         const float above = AsFloat(low[left + i]) * column.low_share + AsFloat(low[right + i]) * column.high_share;
         const float below = AsFloat(high[left + i]) * column.low_share + AsFloat(high[right + i]) * column.high_share;
-        const float sum = AsFloat(like[i]) + (above * row.low_share + below * row.high_share);
-        y[i] = FromFloat<Type>(sum < 0 ? 0 : sum);
+        float sum = above * row.low_share + below * row.high_share;
+        if constexpr (merges) {
+          sum += AsFloat(like[i]);
+          if (sum < 0) sum = 0;
+        }
+        y[i] = FromFloat<Type>(sum);
       }
-      like += channels, y += channels;
+      y += channels;
+      if (merges) like += channels;
     }
   });
 }
 
 template <bool half_pixel_centers>
+void Upsample(const Tensors& t) {
+  UpsampleOf<half_pixel_centers, false, float>(t);
+}
+
+template <bool half_pixel_centers>
 void Merge(const Tensors& t) {
-  t.Narrow(2) ? MergeOf<half_pixel_centers, Bfloat16>(t) : MergeOf<half_pixel_centers, float>(t);
+  t.Narrow(2) ? UpsampleOf<half_pixel_centers, true, Bfloat16>(t) : UpsampleOf<half_pixel_centers, true, float>(t);
 }
 
 template <bool half_pixel_centers>
