@@ -68,6 +68,7 @@ SHAPES = [  # (N, H, W, C), output channels, kernel, stride, same
     ((3, 9, 7, 96), 48, 3, 1, False),
     ((5, 15, 15, 32), 512, 3, 1, False),  # more pixels than the weights' gradient takes at once
     ((2, 15, 14, 64), 80, 3, 2, False),
+    ((2, 13, 11, 64), 64, 3, 2, False),  # whose gradient reads beyond as many pixels as it has in a row
     ((6, 11, 9, 48), 80, 3, 1, False),  # in float32 these three by Winograd's algorithm, in tiles of 2x2 pixels
     ((9, 14, 15, 64), 96, 3, 1, False),
     ((2, 16, 17, 144), 16, 3, 1, False),
