@@ -19,6 +19,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
@@ -34,7 +35,6 @@ FLAGS = (
     "-mcpu=native" if platform.machine() == "aarch64" else "-march=native",
     "-std=c++17",
     "-ffp-contract=fast",
-    "-shared",
     "-fPIC",
     "-pthread",
 )
@@ -171,13 +171,16 @@ def _compiled(compiler: str) -> bytes:
         OSError, subprocess.SubprocessError: there is none; the message says why.
     """
     with tempfile.TemporaryDirectory(prefix="ddrnet-kernels-") as scratch:
-        made = Path(scratch, "kernels.so")
-        command = [compiler, *FLAGS, *map(str, sorted(FOLDER.glob("*.cc"))), "-o", str(made)]
-        code, output = _run(command, LIMIT, scratch)
-        if code:
-            raise OSError(0, f"{' '.join(command)} ended with {code}: {output.strip()}")
-        body = made.read_bytes()
-        code, output = _run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(made)!r})"], ASKING_LIMIT, scratch)
+        sources = sorted(FOLDER.glob("*.cc"), key=lambda path: path.stat().st_size, reverse=True)
+        objects = {source: str(Path(scratch, f"{source.stem}.o")) for source in sources}
+        made = str(Path(scratch, "kernels.so"))
+        compiling = [[compiler, *FLAGS, "-c", str(source), "-o", name] for source, name in objects.items()]
+        for commands in (compiling, [[compiler, *FLAGS, "-shared", *objects.values(), "-o", made]]):
+            for command, (code, output) in zip(commands, _run_all(commands, LIMIT, scratch)):
+                if code:
+                    raise OSError(0, f"{' '.join(command)} ended with {code}: {output.strip()}")
+        body = Path(made).read_bytes()
+        code, output = _run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({made!r})"], ASKING_LIMIT, scratch)
         if code:
             raise OSError(0, f"{compiler} made a library that cannot be loaded: {output.strip()[-200:]}")
         return body + SEAL + hashlib.sha256(body).hexdigest().encode()
@@ -192,69 +195,80 @@ def _version(compiler: str) -> str:
 
 
 def _run(command: list[str], limit: float, scratch: str = "") -> tuple[int, str]:
-    """Run a process to its end: its exit code and what it wrote, bytes that are no UTF-8 replaced.
+    """Run one process to its end, as `_run_all`."""
+    return _run_all([command], limit, scratch)[0]
 
-    It and its children end when the limit is over, and when this process dies, however it does.
+
+def _run_all(commands: list[list[str]], limit: float, scratch: str = "") -> list[tuple[int, str]]:
+    """Run processes to their ends, one a core at a time.
+
+    They and their children end when the limit is over, and when this process dies, however it does.
 
     Args:
-        scratch: a folder that goes with it when this process dies.
+        scratch: a folder that goes with them when this process dies.
+
+    Returns:
+        Of each its exit code and what it wrote, bytes that are no UTF-8 replaced.
 
     Raises:
-        OSError: it cannot be started. subprocess.TimeoutExpired: it took longer than `limit` seconds.
+        OSError: one cannot be started. subprocess.TimeoutExpired: they took longer than `limit` seconds.
     """
-    with contextlib.ExitStack() as stack:
-        watch = stack.enter_context(_guard(scratch))
-        process = stack.enter_context(
-            subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_take_all_signals,
-                text=True,
-                errors="replace",
-            )
-        )
-        try:
-            watch(process.pid)
-            output, _ = process.communicate(timeout=limit)
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
-        return process.returncode, output
+    end, cores = time.monotonic() + limit, len(os.sched_getaffinity(0))
+    waiting, running = list(commands), list[subprocess.Popen]()
+    ended = []
+    try:
+        with _guard(scratch) as guard:
+            while waiting or running:
+                while waiting and len(running) < cores:
+                    running.append(_start(waiting.pop(0), guard))
+                output, _ = running[0].communicate(timeout=max(0, end - time.monotonic()))
+                ended.append((running.pop(0).returncode, output))
+    except BaseException:
+        for process in running:  # which the guard has ended
+            process.communicate()
+        raise
+    return ended
+
+
+def _start(command: list[str], guard: int) -> subprocess.Popen:
+    def prepare() -> None:
+        os.write(guard, f"{os.getpid()}\n".encode())
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())  # a run blocks what it waits for; this must not inherit it
+
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=prepare,
+        text=True,
+        errors="replace",
+    )
 
 
 @contextlib.contextmanager
-def _guard(scratch: str) -> Iterator:
-    """A shell that waits for this process's end of a pipe to close, and then ends a group of processes."""
-    code = 'read -r group || exit; read -r _; kill -KILL -"$group"; [ -z "$1" ] || rm -rf -- "$1"'
+def _guard(scratch: str) -> Iterator[int]:
+    """Around processes: where the block does not end well, or this process dies in it, they end too, and a folder goes.
+
+    A shell sees to it once nobody holds its pipe any longer, on which each of them has written its number: the block's
+    value is the pipe's descriptor.
+    """
+    code = 'while read -r group; do all="$all -$group"; done; [ "$all" ] && kill -s KILL -- $all'
     shell = subprocess.Popen(
-        ["/bin/sh", "-c", code, "sh", scratch],
+        ["/bin/sh", "-c", f'{code}; [ -z "$1" ] || rm -rf -- "$1"', "sh", scratch],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-
-    def watch(group: int) -> None:
-        assert shell.stdin is not None
-        shell.stdin.write(f"{group}\n".encode())
-        shell.stdin.flush()
-
+    assert shell.stdin is not None
     try:
-        yield watch
-    finally:
+        yield shell.stdin.fileno()
         shell.kill()
+    finally:
+        shell.stdin.close()
         shell.wait()
-        if shell.stdin is not None:
-            shell.stdin.close()
-
-
-def _take_all_signals() -> None:
-    """A run blocks those that it waits for; what it starts must not inherit that."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
 
 def _digest() -> str:
