@@ -32,6 +32,7 @@ def beat(seconds: float = 0) -> None:
 def finish() -> None:
     """Say that this process has done all its work: what happens to it now undoes nothing.
 
-    MindSpore takes its threads and connections down after that, and now and then ends by signal 11 on the way.
+    MindSpore takes its threads and connections down after that, and now and then ends by signal 11 on the way: its
+    TCPClient::Finalize lets a thread read from a connection that is closed, when the scheduler hangs up just then.
     """
     beat(DONE)

@@ -21,6 +21,7 @@ from src.args import Config
 from src.distributed import one_machine
 from src.distributed.join import join
 from src.errors import run
+from src.heartbeat import finish
 from src.trainers.train_one_step import MeanOverRanks
 
 SHAPES = [(300, 1000), (1,), (7, 3, 3), (500_001,), (16,)]  # several pieces of the memory, none of them full at the end
@@ -85,3 +86,4 @@ def main(what: str = "") -> None:
 
 if __name__ == "__main__":
     run(lambda: main(*sys.argv[1:]))
+    finish()

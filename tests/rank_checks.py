@@ -12,6 +12,7 @@ from src.args import Config
 from src.distributed import one_machine
 from src.distributed.join import join
 from src.errors import TemporaryFailure, UserError
+from src.heartbeat import finish
 from src.kernels.build import library
 from src.metrics import Totals
 from src.parameters import assign
@@ -197,3 +198,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    finish()
