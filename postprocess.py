@@ -4,7 +4,6 @@ python postprocess.py --mindir_path DDRNet23.mindir --result_path result_Files \
     --label_file preprocess_Result/imagenet_label.json
 """
 
-import argparse
 import errno
 import json
 import os
@@ -13,10 +12,10 @@ from typing import Any, Optional
 
 import numpy as np
 
-from src.errors import UserError, printable, run
+from src.errors import Parser, UserError, printable, run
 from src.files import is_directory, is_name, open_regular, read_json, write_text
 from src.metrics import rank_of_label, top5_note
-from src.serving.description import read_description
+from src.serving.description import json_beside, read_description
 from src.serving.results import ENDING, result_names
 
 MOST_BYTES = 2**30  # of the label file: those of ten million images fit
@@ -27,7 +26,7 @@ BLOCK_LOGITS = 2**26  # logits
 
 def main(argv: Optional[list[str]] = None) -> None:
     """Print the worst classes and the accuracy; write everything to report.json."""
-    parser = argparse.ArgumentParser(description="Count top-1 and top-5 hits.", allow_abbrev=False)
+    parser = Parser(description="Count top-1 and top-5 hits.", allow_abbrev=False)
     parser.add_argument("--mindir_path", required=True, help="exported network; its .json lies beside it")
     parser.add_argument("--result_path", default="result_Files", help="folder of logits, one file an image")
     parser.add_argument("--label_file", default="preprocess_Result/imagenet_label.json", help="from preprocess.py")
@@ -35,6 +34,9 @@ def main(argv: Optional[list[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     description = read_description(args.mindir_path)
+    for own in (args.label_file, args.mindir_path, json_beside(args.mindir_path)):
+        if os.path.realpath(args.report) == os.path.realpath(own):
+            raise UserError(f"--report {args.report}: is what is read; name another file")
     labels = read_labels(args.label_file, description["num_classes"])
     report = make_report(labels, Path(args.result_path), description)
     write_text(args.report, json.dumps(report, indent=1) + "\n")
@@ -57,7 +59,7 @@ def read_labels(path: str, num_classes: int) -> dict[str, int]:
         UserError: the file is missing, malformed or empty, or a label is out of range.
     """
     if not os.path.lexists(path):
-        raise UserError(f"{path}: is missing; preprocess.py writes it")
+        raise UserError(f"--label_file {path}: is missing; preprocess.py writes it")
     labels = read_json(path, MOST_BYTES)
     if not isinstance(labels, dict) or not labels:
         raise UserError(f"{path}: holds no labels; write it again with preprocess.py")

@@ -3,7 +3,6 @@
 python preprocess.py --mindir_path DDRNet23.mindir --data_path ./data/imagenet/val
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Optional
 from src.data.decode import decode
 from src.data.image_files import UndecodableImage, is_jpeg_or_png, read_image
 from src.data.listing import list_classes, list_folder
-from src.errors import UserError, printable, run
+from src.errors import Parser, UserError, printable, run
 from src.files import write_text
 from src.serving.description import read_description
 from src.serving.results import result_names
@@ -23,7 +22,7 @@ CONVERTED = "converted"  # the program's --converted_path
 
 def main(argv: Optional[list[str]] = None) -> None:
     """Write `{"<class>/<file>": index}` for every image, in the class order of the exported network."""
-    parser = argparse.ArgumentParser(description="Write the label of every image.", allow_abbrev=False)
+    parser = Parser(description="Write the label of every image.", allow_abbrev=False)
     parser.add_argument("--mindir_path", required=True, help="exported network; its .json lies beside it")
     parser.add_argument("--data_path", required=True, help="folder with a folder of images a class")
     parser.add_argument("--result_path", default="preprocess_Result", help=f"where {LABEL_FILE} and {CONVERTED}/ go")

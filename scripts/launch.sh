@@ -29,7 +29,7 @@ need_file() {
 resolve() {
   local paths
   paths=$("$PYTHON" "$project/scripts/absolute_flags.py" "$@") || exit
-  mapfile -t flags <<<"$paths"
+  eval "flags=($paths)" # they come quoted
   flags=("${@:3}" "${flags[@]}")
 }
 

@@ -6,7 +6,6 @@ python scripts/make_digits.py --out data/digits
 Repository, 1998), enlarged to 32x32; a stratified 20 % of them in val/, always the same ones.
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +13,10 @@ from pathlib import Path
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src.errors import Parser, UserError, run
 
 SIZE = 32
 VAL_SHARE = 0.2
@@ -38,11 +41,19 @@ def write_digits(out: Path) -> int:
     return len(scans.images)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the digits as an ImageNet-style folder.")
+def main() -> None:
+    """Write them where the flag says."""
+    parser = Parser(description="Write the digits as an ImageNet-style folder.")
     parser.add_argument("--out", type=Path, default=Path("data/digits"))
     out = parser.parse_args().out
-    if out.exists():
-        sys.exit(f"{out}: is there already")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{out}: {write_digits(out):,} images")
+    try:
+        if out.exists():
+            raise UserError(f"--out {out}: is there already")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{out}: {write_digits(out):,} images")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+
+
+if __name__ == "__main__":
+    run(main)

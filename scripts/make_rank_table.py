@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.errors import UserError, run
+from src.errors import Parser, UserError, run
 from src.files import write_text
 from src.launcher.rank_table import RankTable, make_rank_table, merge, mixed_groups, own_address, read_rank_table
 
@@ -35,7 +35,7 @@ def warn(table: RankTable) -> None:
 
 def main() -> None:
     """Do one of the three, as the flags say."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--device_num", metavar='"[A,B)"', help="write the table of this server's cards A to B-1")
     what.add_argument("--merge", nargs="+", metavar="TABLE", help="join tables; ranks count on in their order")

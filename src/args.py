@@ -10,14 +10,14 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Optional, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from src import __version__
 from src.augment_spec import parse_spec
 from src.colours import IMAGENET_MEAN, IMAGENET_STD
-from src.errors import UserError, printable
+from src.errors import Parser, UserError, printable
 from src.files import is_name, is_regular
 from src.plain_yaml import read_value, read_yaml
 
@@ -361,7 +361,7 @@ def parse_args(
     Raises:
         UserError: the file or a flag is wrong; the message names the key and what would be right.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=_module_name(),
         description=description,
         allow_abbrev=False,
@@ -538,8 +538,3 @@ def _module_name() -> Optional[str]:
     """How a module that is run by its name is called; None: it is a program's file."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name}" if spec is not None and spec.name.startswith("src.") else None
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)

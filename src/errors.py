@@ -4,6 +4,7 @@
 EX_TEMPFAIL. 1: a run that must stop.
 """
 
+import argparse
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NoReturn
 
 from src.console import make_unbreakable
 
@@ -65,6 +66,13 @@ class TemporaryFailure(UserError):
     """
 
     exit_code = 75
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command line whose mistakes are `UserError`s, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help says what there is")
 
 
 class TrainingStopped(RuntimeError):

@@ -5,15 +5,17 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Optional, Union
 
-from src.errors import TemporaryFailure, UserError
+from src.errors import TemporaryFailure, UserError, printable
 
 # What may have passed when the same is tried again: room is made, a server of files is back.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE}
@@ -32,6 +34,8 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
             fails.
     """
     path = Path(path)
+    if not path.name:
+        raise UserError(f"{path}: is a folder; name a file")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     if is_device(path):  # root would have it replaced by a file, /dev/null for the whole machine
         raise UserError(f"{path}: is a device; name a file")
@@ -236,16 +240,40 @@ def read_text(path: Union[str, Path], limit: int, place: str = "", hint: str = "
 
 
 def read_json(path: Union[str, Path], limit: int, place: str = "", hint: str = "") -> Any:
-    """A small file's JSON, as `read_text`; numbers have at most 100 digits, and no NaN or infinity is among them."""
+    """A small file's JSON, as `read_text`: no key twice, numbers of at most 100 digits, no NaN or infinity."""
     text = read_text(path, limit, place, hint)
     try:
-        return json.loads(text, parse_int=_integer, parse_constant=_constant)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{place}{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
     except ValueError as error:
         raise UserError(f"{place}{path}: not valid JSON ({error})") from error
     except RecursionError:
         raise UserError(f"{place}{path}: not valid JSON (nested too deeply)") from None
+
+
+def parse_json(text: str) -> Any:
+    """A text's JSON, as strictly.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    return json.loads(text, parse_int=_integer, parse_float=_real, parse_constant=_constant, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{printable(name, 80)} stands there twice")
+    return values
+
+
+def _real(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
 
 
 def _integer(text: str) -> int:

@@ -43,7 +43,17 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def construct_number(self, node: Any) -> Any:
+        """A number that is one without its tag too: !!int 1:30 is none, nor one of ten thousand digits."""
+        plain = self.resolve(yaml.ScalarNode, self.construct_scalar(node), (True, False))
+        if plain not in (f"{_TAG}int", node.tag):
+            raise yaml.constructor.ConstructorError(None, None, "it is no such number", node.start_mark)
+        number = self.construct_yaml_int(node) if plain == f"{_TAG}int" else self.construct_yaml_float(node)
+        return float(number) if node.tag == f"{_TAG}float" else number
 
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"{_TAG}{_kind}", _Loader.construct_number)
 for _kind, _pattern, _first in _RESOLVERS:
     letters = ["" if letter == "\0" else letter for letter in _first]
     _Loader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"^(?:{_pattern})$"), letters)

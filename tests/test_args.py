@@ -186,6 +186,8 @@ def test_lists_are_read_from_flags_in_both_ways():
         ("epochs: 0x_", "epochs: must be a valid integer, not '0x_'"),
         ("epochs: !!int foo", "line 1: epochs: cannot be read as a value"),
         ("epochs: !!float foo", "line 1: epochs: cannot be read as a value"),
+        ("epochs: !!int 0x" + "f" * 6000, "line 1: epochs: cannot be read as a value (it is no such number)"),
+        ("base_lr: !!float 1:30.0", "line 1: base_lr: cannot be read as a value (it is no such number)"),
         ("use_nesterov: !!bool foo", "line 1: use_nesterov: cannot be read as a value"),
         ("seed: !!timestamp foo", "line 1: seed: cannot be read as a value"),
         ("seed: !!binary foo", "line 1: seed: cannot be read as a value"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.errors import MESSAGE_LIMIT, TemporaryFailure, TrainingStopped, UserError, essence, printable
+from src.errors import MESSAGE_LIMIT, Parser, TemporaryFailure, TrainingStopped, UserError, essence, printable
 from tests.conftest import ROOT
 
 
@@ -26,6 +26,15 @@ from tests.conftest import ROOT
 )
 def test_what_a_message_shows_of_a_value(value, text):
     assert printable(value) == text
+
+
+def test_a_mistake_in_a_command_line_is_one_line():
+    parser = Parser()
+    parser.add_argument("--number", type=int)
+    for flags in (["--number", "a\nb"], ["--number"], ["--other"], ["word"]):
+        with pytest.raises(UserError, match=r"--help says what there is$") as raised:
+            parser.parse_args(flags)
+        assert str(raised.value).isprintable()
 
 
 def test_a_long_value_keeps_both_its_ends():

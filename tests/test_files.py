@@ -36,6 +36,12 @@ def test_the_old_content_stays_until_the_new_one_is_whole(tmp_path):
     assert path.read_text() == "old"
 
 
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_path_without_a_name_is_no_file_to_write(path):
+    with pytest.raises(UserError, match="is a folder; name a file"), atomic_write(path):
+        pass
+
+
 def test_the_owner_can_read_and_write_whatever_the_writer_chose(tmp_path):
     with atomic_write(tmp_path / "file") as temporary:
         temporary.write_text("x")
@@ -103,6 +109,8 @@ def test_what_is_no_small_regular_file_is_refused_at_once(tmp_path, name):
         (b'{"a":' * 100_000, "nested too deeply"),
         (b"9" * 5000, "a number of 5000 digits"),
         (b"NaN", "NaN is no number"),
+        (b"1e999", "1e999 is too large a number"),
+        (b'{"a": 1, "b": {"c\\n": 2, "c\\n": 3}}', r"c\\n stands there twice"),
         (b"", "not valid JSON"),
     ],
 )

@@ -32,6 +32,7 @@ def png(*chunks, header=HEADER):
 def test_odd_and_damaged_images_get_the_same_verdict_and_pixels_from_the_program(tmp_path):
     """The long run of this is benchmarks/infer_310_agreement.py."""
     contents = [odd_image(7, number) for number in range(600)]
+    contents += [many_scans(count, progressive) for count in (3, 100, 101) for progressive in (False, True)]
     paths = [tmp_path / f"{number}.jpg" for number in range(len(contents))]
     for path, content in zip(paths, contents):
         path.write_bytes(content)
@@ -115,6 +116,13 @@ def test_what_the_pixels_of_a_jpeg_do_not_need_changes_nothing():
     np.testing.assert_array_equal(decode(whole + b"MotionPhoto\xff\xd8\xff" + bytes(500)), decode(whole))
 
 
+def many_scans(count, progressive=False):
+    """A JPEG that goes over its pixels again and again: a few bytes a scan."""
+    whole = encoded(photo_like(75, 58, 0), "JPEG", progressive=progressive)
+    first = b"\xff\xda\0\x08\1\1\0\0" + (b"\0\0" if progressive else b"\x3f\0") + b"\0"
+    return whole[: whole.index(b"\xff\xda")] + first * count + b"\xff\xd9"
+
+
 def jpeg(find, replace, **keys):
     whole = encoded(photo_like(75, 58, 0), "JPEG", **keys)
     assert find in whole
@@ -131,6 +139,8 @@ def jpeg(find, replace, **keys):
         (jpeg(b"\xff\xc0", b"\xff\xfe"), "a scan before its frame"),
         (jpeg(b"\xff\xc0", b"\xff\xd9\xff\xc0"), "it holds no scan"),
         (jpeg(b"\xff\xda", b"\xff\x02"), "unknown JPEG marker 0x02"),
+        (many_scans(101), "more than 100 scans"),
+        (many_scans(101, progressive=True), "more than 100 scans"),
         (encoded(photo_like(75, 58, 0), "JPEG")[:300], "cut off"),
         (encoded(photo_like(75, 58, 0), "JPEG")[:-40], "truncated"),
         (encoded(photo_like(75, 58, 0), "JPEG", progressive=True)[:900] + b"\xff\xd9", "scans are not all there"),
@@ -200,6 +210,27 @@ def test_16_bit_greyscale_is_scaled(form):
     got = np.asarray(decode(encoded(Image.fromarray(values), form)))
     np.testing.assert_array_equal(got[..., 0], np.rint(values / 257))
     assert (got == got[..., :1]).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"P5 2 2 #" + b"x" * 70_000 + b"\n255\nabcd", "its Netpbm header is damaged"),
+        (b"P6 2 2" + b" " * 70_000 + b"255\n" + bytes(12), "its Netpbm header is damaged"),
+        (b"P3 1 1 255 " + b"7 " * 9_000_000, "it is a plain Netpbm file of 18000011 bytes"),
+    ],
+)
+def test_a_portable_map_that_pillow_would_read_byte_by_byte_is_refused(content, said):
+    with pytest.raises(UndecodableImage, match=said):
+        decode(content)
+
+
+def test_comments_of_portable_maps_change_nothing_and_take_no_time():
+    start = time.thread_time()
+    plain = decode(b"P2\n# by hand\n2 1 255\n" + b"#\n" * 300_000 + b"7 # seven\n 9")
+    binary = decode(b"P5 # a\n#b\n2 1# c\n255\n\x07\x09")
+    assert np.asarray(plain).tolist() == np.asarray(binary).tolist() == [[[7] * 3, [9] * 3]]
+    assert time.thread_time() - start < 5, "each comment was looked for from the start"
 
 
 def test_16_bit_portable_greymaps_are_scaled():

@@ -253,6 +253,20 @@ def test_a_broken_description_is_an_error_that_names_it(text, message, tmp_path)
         read_description(tmp_path / "net.mindir")
 
 
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_path_without_a_name_is_no_exported_file(path):
+    with pytest.raises(UserError, match="must be an exported file"):
+        read_description(path)
+
+
+@pytest.mark.parametrize("own", ["label.json", "net.json"])
+def test_a_report_does_not_take_the_place_of_what_is_read(own, run, tmp_path):
+    run({"ant/1.JPEG": 0}, {})
+    flags = ["--mindir_path", "net.mindir", "--result_path", "results", "--label_file", "label.json", "--report", own]
+    with pytest.raises(UserError, match="is what is read"):
+        postprocess.main([flag if flag.startswith("-") else str(tmp_path / flag) for flag in flags])
+
+
 def test_a_description_knows_the_file_that_it_belongs_to(tmp_path):
     path = tmp_path / "net.mindir"
     path.write_bytes(bytes(100_000))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -291,20 +292,21 @@ def test_scripts_say_their_usage_and_exit_2_on_wrong_arguments(name, arguments, 
 
 def absolute_flags(folder: Path, *arguments: str) -> dict[str, str]:
     command = [sys.executable, str(ROOT / "scripts" / "absolute_flags.py"), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, errors="surrogateescape")
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    return dict(zip(lines[::2], lines[1::2]))
+    words = shlex.split(done.stdout)
+    return dict(zip(words[::2], words[1::2]))
 
 
 def test_scripts_hand_on_every_path_as_the_callers(tmp_path):
     (tmp_path / "my.yaml").write_text("data_url: data\nlisting_cache: lists\n")
-    flags = ["my.yaml", "--compile_cache", "steps", "--train_url", "obs://a/b", "--resume", "auto", "--report", "r"]
+    odd = "it's caf\udce9\n--seed $(true)"  # a byte that is no UTF-8, and what a shell would act on
+    flags = ["my.yaml", "--compile_cache", odd, "--train_url", "obs://a/b", "--resume", "auto", "--report", "r"]
     assert absolute_flags(tmp_path, "train", *flags) == {
         "--ddr_config": f"{tmp_path}/my.yaml",
         "--data_url": f"{tmp_path}/data",
         "--listing_cache": f"{tmp_path}/lists",
-        "--compile_cache": f"{tmp_path}/steps",
+        "--compile_cache": f"{tmp_path}/{odd}",
         "--train_url": "obs://a/b",
         "--resume": "auto",
         "--report": f"{tmp_path}/r",

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import mindspore as ms
 import numpy as np
@@ -201,6 +202,24 @@ def test_rubbish_in_a_checkpoint_s_record_is_one_short_line(tmp_path, keys, said
     message = error_of(read_weights, str(path))
     assert said in message
     assert len(message) < len(str(path)) + 400
+
+
+def test_a_checkpoint_of_endless_records_is_refused_before_they_take_memory(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"\n\0" * 1_000_000)  # 1.6 GB, were they read as one message
+    assert "has more than 50000 records" in error_of(read_weights, str(tmp_path / "a.ckpt"))
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors", ".pth"])
+def test_a_file_of_gigabytes_that_is_none_is_refused_by_its_first_bytes(tmp_path, suffix):
+    with (tmp_path / f"a{suffix}").open("wb") as file:
+        file.truncate(3 << 30)
+    if suffix == ".pth":
+        pytest.importorskip("torch")
+    tracemalloc.start()
+    assert "damaged" in error_of(read_weights, str(tmp_path / f"a{suffix}"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
 
 
 @pytest.mark.parametrize("old", [b"a.weight", b"Float32"])
@@ -433,6 +452,48 @@ def test_a_zip_that_is_damaged_encrypted_or_a_bomb_is_one_line(tmp_path, how):
                 assert said in str(error)
         else:
             assert how not in ("encrypted", "bomb")
+
+
+DOUBLED = b"".join(b"q%ch%c\x86" % (place, place) for place in range(60))  # a pair of the same, of the same, ...
+
+
+@pytest.mark.parametrize(
+    ("pickled", "said"),
+    [
+        (b"\x80\x02}K\x01" + DOUBLED + b"K\x01s.", "more objects in each other"),  # as a key: hashed for ever
+        (b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.", "more objects in each other"),  # a stack that overflows
+        (b"\x80\x02" + b"]" * 1_100_000 + b".", "takes more than 1000000 steps"),
+        (b"\x80\x04}.", "is of protocol 4"),
+        (b"\x80\x02}", "is not whole"),
+        (b"\x80\x02s.", "is not whole"),
+    ],
+    ids=["doubled", "deep", "long", "newer", "cut", "empty stack"],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_build_too_much_is_refused_before_it_is_built(tmp_path, pickled, said, zipped):
+    pytest.importorskip("torch")
+    import zipfile
+
+    path = tmp_path / "a.pth"
+    path.write_bytes(pickled)
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+            archive.writestr("archive/version", "3\n")
+    message = error_of(read_weights, str(path))
+    assert message.startswith(f"{path}: damaged, or not a PyTorch file (its pickle ")
+    assert said in message
+
+
+def test_a_zip_with_a_member_twice_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    import zipfile
+
+    path = tmp_path / "a.pth"
+    torch.save(few_tensors(), path)
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(archive.namelist()[0], b"other weights")
+    assert "a member stands in it twice" in error_of(read_weights, str(path))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

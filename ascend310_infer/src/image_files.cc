@@ -24,6 +24,7 @@ constexpr uint8_t kPngMark[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
 constexpr uint8_t kJfif[] = {0xFF, 0xE0, 0, 16, 'J', 'F', 'I', 'F', 0, 1, 1, 0, 0, 1, 0, 1, 0, 0};
 constexpr uint8_t kAdobe[] = {0xFF, 0xEE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100, 0, 0, 0, 0};
 constexpr int kPalette = 3;
+constexpr int kMostScans = 100;  // encoders write a dozen; each takes as long as its pixels do, and may be a few bytes
 constexpr size_t kPiece = size_t{1} << 20;  // bytes inflated at once
 
 uint32_t ReadBigEndian(const uint8_t* data, int bytes) {
@@ -78,14 +79,15 @@ Segment KindOf(int marker) {
   return Segment::kUnknown;
 }
 
-// Refuses a progressive image whose scans, the first at `at`, leave low frequencies of a component unknown: libjpeg
-// would smooth what is missing, each version in its own way.
-void CheckProgress(const Bytes& file, size_t at, const uint8_t* frame) {
+// Refuses an image of endless scans, the first at `at`, or a progressive one that leaves low frequencies of a component
+// unknown: libjpeg would smooth what is missing, each version in its own way.
+void CheckScans(const Bytes& file, size_t at, const uint8_t* frame, bool progressive) {
   std::map<int, std::array<int, 64>> known;  // by component, of each coefficient in zigzag order the bits still to come
   std::array<int, 64> nothing;
   nothing.fill(-1);
   for (int i = 0; i < frame[5]; ++i) known[frame[6 + 3 * i]] = nothing;
   bool complete = known.size() == frame[5];
+  int scans = 0;
   while (at + 1 < file.size()) {
     const int marker = file[at + 1];
     if (file[at] != 0xFF || marker == 0 || marker == 1 || marker == 0xFF || (marker >= 0xD0 && marker <= 0xD7)) {
@@ -94,6 +96,9 @@ void CheckProgress(const Bytes& file, size_t at, const uint8_t* frame) {
     }
     if (marker == 0xD9 || file.size() - at < 4) break;
     const size_t length = ReadBigEndian(file.data() + at + 2, 2);
+    if (marker == 0xDA && ++scans > kMostScans) {
+      throw ImageError("it has more than " + std::to_string(kMostScans) + " scans");
+    }
     if (marker == 0xDA && length > 2 && file.size() - at - 2 >= length) {
       const uint8_t* body = file.data() + at + 4;
       const size_t size = length - 2;
@@ -112,7 +117,7 @@ void CheckProgress(const Bytes& file, size_t at, const uint8_t* frame) {
   for (const auto& component : known) {
     for (size_t k = 1; k < 10; ++k) complete = complete && component.second[k] == 0;
   }
-  if (!complete) throw ImageError("its progressive scans are not all there");
+  if (progressive && !complete) throw ImageError("its progressive scans are not all there");
 }
 
 struct Chunk {
@@ -277,7 +282,9 @@ Bytes BareJpeg(const Bytes& file) {
     switch (kind) {
       case Segment::kScan:
         if (frame == nullptr) throw ImageError("it has a scan before its frame");
-        if (progressive) CheckProgress(file, at - 2, frame);
+        if (progressive || size == 0 || body[0] != frame[5]) {  // or what may go on with other components
+          CheckScans(file, at - 2, frame, progressive);
+        }
         bare.insert(bare.end(), {0xFF, 0xDA});
         bare.insert(bare.end(), file.begin() + static_cast<std::ptrdiff_t>(at), file.end());
         return bare;

@@ -4,6 +4,7 @@ import ctypes
 import io
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,13 @@ from src.data.image_files import UndecodableImage, bare_file, check_size
 
 # Beside JPEG and PNG. Whatever else Pillow knows is not opened: an EPS would start Ghostscript on a stranger's program.
 OTHER_FORMATS = ("BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+MOST_PLAIN = 2**24  # bytes of a Netpbm file whose pixels are written out as decimal numbers, which Python reads
+_NETPBM = re.compile(rb"P[0-9yFf]")
+_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"  # and comments
+_NUMBERS = {count: re.compile(rb"P\S{1,5}" + count * (_SPACE + rb"+[^\s#]+") + rb"(?=\s)") for count in (2, 3)}
+_HEADER = 2**16  # bytes in which a Netpbm file's numbers must stand
+_COMMENT = re.compile(rb"#[^\r\n]*[\r\n]?")
 
 _UNWRITTEN = (253, 2, 251)  # a colour that no row of a photograph consists of
 _MARGIN = 16  # rows below a scaled crop that the resizing filter may reach
@@ -115,10 +123,24 @@ def _reasons() -> Iterator[None]:
 def _open(encoded: bytes) -> Image.Image:
     """Open an image without decoding it; of a JPEG or PNG only what its pixels need."""
     form, encoded = bare_file(encoded)
+    if _NETPBM.match(encoded):
+        encoded = _without_comments(encoded)
     image = Image.open(io.BytesIO(encoded), formats=(form,) if form else OTHER_FORMATS)
     check_size(*image.size)
     image.decodermaxblock = max(len(encoded), 1)  # whole, as the C++ program reads it, and quicker than in pieces
     return image
+
+
+def _without_comments(encoded: bytes) -> bytes:
+    """A Netpbm file without its comments, which Pillow reads byte by byte, or in plain files again from the start."""
+    if encoded[1:2] in (b"1", b"2", b"3"):
+        if len(encoded) > MOST_PLAIN:
+            raise UndecodableImage(f"it is a plain Netpbm file of {len(encoded)} bytes; at most {MOST_PLAIN} are read")
+        return _COMMENT.sub(b"\n", encoded)
+    header = _NUMBERS[2 if encoded[1:2] == b"4" else 3].match(encoded[:_HEADER])
+    if not header:
+        raise UndecodableImage("its Netpbm header is damaged")
+    return b" ".join(_COMMENT.sub(b"\n", header[0]).split()) + encoded[header.end() :]
 
 
 def _decode_rows(image: Any, rows: int) -> Optional[Image.Image]:

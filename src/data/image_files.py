@@ -32,8 +32,9 @@ _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # among the bits of a scan
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # that means something: no stuffing, restart or padding
 _SMOOTHED = range(1, 10)  # coefficients in zigzag order
+MOST_SCANS = 100  # encoders write a dozen; each takes as long as its pixels do, and may itself be a few bytes
 _PIECE = 2**16  # bytes inflated at once
 _PALETTE = 3
 
@@ -100,19 +101,14 @@ def bare_jpeg(encoded: bytes) -> bytes:
     """The frame, tables and scans of a JPEG, with its JFIF and Adobe marks in their plainest form.
 
     What stands before the first scan is checked as far as its structure goes; the rest is the decoder's to judge, save
-    that a progressive image must have come to its last scan.
+    that there are not too many scans, and that a progressive image must have come to its last one.
     """
     parts, at, framed, progressive = [b"\xff\xd8"], 2, b"", False
     while True:
-        at = encoded.find(b"\xff", at)
-        while 0 <= at < len(encoded) and encoded[at] == 0xFF:  # a marker may be padded
-            at += 1
-        if not 0 <= at < len(encoded):
+        found = _MARKER.search(encoded, at)
+        if not found:
             raise UndecodableImage(_CUT)
-        marker = encoded[at]
-        at += 1
-        if marker in (0, _TEM) or 0xD0 <= marker <= 0xD7:  # stuffing and restarts, which mean nothing here
-            continue
+        at, marker = found.end(), found[0][1]
         if marker in (_SOI, _EOI):
             raise UndecodableImage("it holds no scan")
         if at + 2 > len(encoded):
@@ -129,12 +125,12 @@ def bare_jpeg(encoded: bytes) -> bytes:
             _check_frame(body)
             framed, progressive = body, marker in _PROGRESSIVE
         if marker in _FRAMES or marker in _TABLES:
-            parts.append(encoded[at - 2 : end] if encoded[at - 2] == 0xFF else b"\xff" + encoded[at - 1 : end])
+            parts.append(encoded[at - 2 : end])
         elif marker == _SOS:
             if not framed:
                 raise UndecodableImage("it has a scan before its frame")
-            if progressive:
-                _check_progress(encoded, at - 2, framed[6::3])
+            if progressive or body[:1] != framed[5:6]:  # or what may go on with other components
+                _check_scans(encoded, at - 2, framed[6::3], progressive)
             parts.append(b"\xff\xda" + encoded[at:])
             return b"".join(parts)
         elif marker == _APP0 and body.startswith(b"JFIF\0") and len(body) >= 14:
@@ -160,17 +156,22 @@ def _check_frame(body: bytes) -> None:
     check_size(width, height)
 
 
-def _check_progress(encoded: bytes, at: int, components: bytes) -> None:
-    """Refuse a progressive image whose scans, the first at `at`, leave low frequencies of a component unknown.
+def _check_scans(encoded: bytes, at: int, components: bytes, progressive: bool) -> None:
+    """Refuse an image of endless scans, the first at `at`, or a progressive one that leaves low frequencies unknown.
 
     libjpeg would smooth what is missing, each version in its own way.
     """
     known = {component: [-1] * 64 for component in components}
+    scans = 0
     match = _MARKER.search(encoded, at)
-    while match and match.group()[1] != _EOI:
+    while match and match[0][1] != _EOI:
         start = match.end() + 2
         end = match.end() + int.from_bytes(encoded[match.end() : start], "big")
-        if match.group()[1] == _SOS and end <= len(encoded):
+        if match[0][1] == _SOS and start <= len(encoded):
+            scans += 1
+            if scans > MOST_SCANS:
+                raise UndecodableImage(f"it has more than {MOST_SCANS} scans")
+        if match[0][1] == _SOS and end <= len(encoded):
             body = encoded[start:end]
             count = body[0] if body else 0
             if len(body) == 4 + 2 * count:
@@ -179,7 +180,8 @@ def _check_progress(encoded: bytes, at: int, components: bytes) -> None:
                     for coefficient in range(first, min(last, 63) + 1):
                         known.setdefault(component, [-1] * 64)[coefficient] = bits & 15
         match = _MARKER.search(encoded, max(end, start))
-    if len(known) != len(components) or any(known[c][k] for c in components for k in _SMOOTHED):
+    missing = len(known) != len(components) or any(known[c][k] for c in components for k in _SMOOTHED)
+    if progressive and missing:
         raise UndecodableImage("its progressive scans are not all there")
 
 

@@ -7,7 +7,6 @@ ILSVRC2012_devkit_t12.tar.gz, which says what each validation image shows. After
 command goes on: a class's folder stands under train.partial/ only when it is whole; train/ and val/ appear at the end.
 """
 
-import argparse
 import csv
 import hashlib
 import io
@@ -25,7 +24,7 @@ from typing import IO, NamedTuple, Optional, Union
 from tqdm import tqdm
 
 from src.console import bar_size
-from src.errors import UserError, run
+from src.errors import Parser, UserError, run
 from src.files import claim, is_regular, read_json, write_text
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -59,7 +58,7 @@ class Devkit(NamedTuple):
 
 def main(argv: Optional[list[str]] = None) -> None:
     """Check the archives, unpack them, check the counts."""
-    parser = argparse.ArgumentParser(description="Make train/ and val/ from ILSVRC2012's archives.", allow_abbrev=False)
+    parser = Parser(description="Make train/ and val/ from ILSVRC2012's archives.", allow_abbrev=False)
     parser.add_argument("--archives", required=True, metavar="DIR", help="folder with the three archives")
     parser.add_argument("--out", required=True, metavar="DIR", help="gets train/, val/ and names.csv")
     parser.add_argument(

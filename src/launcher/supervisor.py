@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from src.errors import TemporaryFailure, UserError, run
+from src.errors import Parser, TemporaryFailure, UserError, run
 from src.files import is_regular, next_free, open_to_write
 from src.launcher.environment import SCHEDULER
 from src.launcher.job import Job, free_port, plan, share_of_cores
@@ -363,7 +363,7 @@ def detach(log: Path) -> Optional[int]:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a job as the command line says; exit with its code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--rank_table", metavar="FILE", help="start this server's ranks of a table")
     what.add_argument("--workers", type=int, metavar="N", help="start N ranks on this server")

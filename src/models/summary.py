@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.errors import UserError, printable
+from src.errors import Parser, UserError, printable
 from src.models import ARCHITECTURES, FLAVOURS, create_model
 
 
@@ -89,7 +89,7 @@ def format_table(stages: Sequence[Stage]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m src.models.summary",
         description="Print a network's stages, shapes, parameters and multiply-adds for one image.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -6,7 +6,6 @@ A file that converter_lite made of an exported one is described as its original 
     python -m src.serving.description DDRNet23.mindir DDRNet23_310.mindir
 """
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from src import __version__
-from src.errors import UserError, printable, run
+from src.errors import Parser, UserError, printable, run
 from src.files import read_json, sha256_of, write_text
 
 if TYPE_CHECKING:
@@ -60,10 +59,22 @@ def write_description(exported: Union[str, Path], description: dict[str, Any]) -
         UserError: the file cannot be read, or the .json not be written.
     """
     exported = Path(exported)
-    path = exported.with_suffix(".json")
+    path = json_beside(exported)
     whole = {**description, "written_by": f"ddrnet {__version__}", "file": exported.name, "sha256": sha256(exported)}
     write_text(path, json.dumps(whole, indent=1) + "\n")
     return path
+
+
+def json_beside(exported: Union[str, Path]) -> Path:
+    """Where an exported file's description lies.
+
+    Raises:
+        UserError: the path names no file.
+    """
+    exported = Path(exported)
+    if not exported.name:
+        raise UserError(f"'{exported}': must be an exported file; export.py writes it")
+    return exported.with_suffix(".json")
 
 
 def read_description(exported: Union[str, Path]) -> dict[str, Any]:
@@ -75,7 +86,7 @@ def read_description(exported: Union[str, Path]) -> dict[str, Any]:
             of it.
     """
     exported = Path(exported)
-    path = exported.with_suffix(".json")
+    path = json_beside(exported)
     if not os.path.lexists(path):
         raise UserError(f"{path}: is missing; export.py writes it beside {exported.name}, and both belong together")
     description = read_json(path, _MOST_BYTES)
@@ -98,7 +109,7 @@ def check_described(exported: Union[str, Path]) -> None:
         UserError: the file is not the one that was described, or another state of it.
     """
     exported = Path(exported)
-    path = exported.with_suffix(".json")
+    path = json_beside(exported)
     try:
         description = read_json(path, _MOST_BYTES)
     except UserError:
@@ -145,11 +156,11 @@ def sha256(path: Path) -> str:
 
 def main(argv: Optional[list[str]] = None) -> None:
     """Describe a converted file as its original."""
-    parser = argparse.ArgumentParser(description="Describe a converted file as its original.", allow_abbrev=False)
+    parser = Parser(description="Describe a converted file as its original.", allow_abbrev=False)
     parser.add_argument("original", help="the exported file, with its .json beside it")
     parser.add_argument("converted", help="what converter_lite made of it")
     args = parser.parse_args(argv)
-    if Path(args.original).with_suffix(".json") == Path(args.converted).with_suffix(".json"):
+    if json_beside(args.original) == json_beside(args.converted):
         raise UserError(f"{args.converted}: must have another name than {args.original}, whose .json stays")
     print(write_description(args.converted, read_description(args.original)))
 

@@ -1,6 +1,5 @@
 """An exported ONNX file in ONNX Runtime. Imports no MindSpore: such a file is served where there is none."""
 
-import json
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +8,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from src.errors import UserError
-from src.files import read_bytes
+from src.files import parse_json, read_bytes
 from src.serving.description import check_described
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
@@ -100,7 +99,7 @@ def read_metadata(metadata: dict[str, str]) -> dict[str, Any]:
     values = {}
     for key, text in metadata.items():
         try:
-            values[key] = json.loads(text)
-        except ValueError:
+            values[key] = parse_json(text)
+        except (ValueError, RecursionError):
             values[key] = text
     return values

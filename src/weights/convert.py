@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from src.errors import UserError, run
+from src.errors import Parser, UserError, run
 from src.models import ARCHITECTURES, FLAVOURS, HEAD, create_model
 from src.weights.formats import SUFFIXES, read_weights, suffix_of, write_weights
 from src.weights.names import STEM_BIASES, TORCH_COUNTER, flavour_of, match_weights, torch_name
@@ -146,7 +146,7 @@ def _mean_after(bias: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m src.weights.convert", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--from", dest="source", metavar="FILE", required=True, help=", ".join(SUFFIXES))

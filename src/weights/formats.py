@@ -3,26 +3,30 @@
 A file is read as data: no reader runs code that stands in it, and none allocates what the file only declares.
 """
 
+import io
 import logging
+import os
 import re
 import warnings
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, BinaryIO, Optional
 
 import numpy as np
 
 from src.errors import UserError, printable
 from src.files import atomic_write, open_regular, read_bytes
 from src.weights.names import listed, without_wrappers
+from src.weights.pickles import HostilePickle, check_pickles
 
 _log = logging.getLogger(__name__)
 
 SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
+MOST_RECORDS = 50_000  # of a .ckpt, and members of a .pth; a network with an optimizer's state has 2,000
 LARGEST = 4 << 30  # bytes of a file; DDRNet39 with an optimizer's two moments and averaged weights is 0.7 GB
 
 # Under which of its keys a PyTorch file has the weights, the first that it has; averaged ones only where there are no
@@ -70,7 +74,12 @@ def read_weights(path: str) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: is larger than {LARGEST >> 30} GB; no DDRNet's weights are")
     if suffix == ".ckpt" and start == b"PK\3\4":  # PyTorch Lightning's ending is .ckpt too
         suffix = ".pth"
-    arrays = _READERS.get(suffix, _read_torch)(Path(path))
+    try:
+        arrays = _READERS.get(suffix, _read_torch)(Path(path))
+    except MemoryError:
+        raise UserError(f"{path}: this machine's memory does not suffice for its {size / 1e6:,.1f} MB") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not arrays:
         raise UserError(f"{path}: holds no weights")
     bare = without_wrappers(arrays)
@@ -107,20 +116,22 @@ def _read_ckpt(file: Path) -> dict[str, np.ndarray]:
     from mindspore.train.checkpoint_pb2 import Checkpoint
 
     foreign = f"{file}: truncated, damaged, or not a MindSpore checkpoint"
-    content = read_bytes(file, LARGEST)
-    if content[-17:-10] == b"crc_num":
-        content, checksum = content[:-17], int.from_bytes(content[-10:], "big")
-        if zlib.crc32(content) != checksum:
-            raise UserError(f"{file}: damaged: its checksum does not match")
     tensors: dict[str, Any] = {}
     pieces: defaultdict[str, list[bytes]] = defaultdict(list)
-    try:
-        for record in Checkpoint.FromString(content).value:  # a text is decoded, and may fail to be, when it is read
-            name, tensor = record.tag, record.tensor
-            tensors[name] = (tensor.tensor_type, tuple(tensor.dims[:33]))
-            pieces[name].append(tensor.tensor_content)  # MindSpore cuts what is large into records of one name
-    except (DecodeError, UnicodeDecodeError) as error:
-        raise UserError(foreign) from error
+    with open_regular(file) as stream:
+        end = _checked_end(stream, file)
+        try:
+            for number, content in enumerate(_records(stream, end)):
+                if number == MOST_RECORDS:
+                    raise UserError(f"{file}: has more than {MOST_RECORDS} records, which is no network's")
+                for record in Checkpoint.FromString(content).value:  # a text is decoded, and may fail to be, when read
+                    name, tensor = record.tag, record.tensor
+                    tensors[name] = (tensor.tensor_type, tuple(tensor.dims[:33]))
+                    pieces[name].append(tensor.tensor_content)  # MindSpore cuts what is large into records of one name
+        except UserError:
+            raise
+        except (DecodeError, ValueError) as error:  # ValueError: a text that is no UTF-8, or no record
+            raise UserError(foreign) from error
     arrays = {}
     for name, (kind, dims) in tensors.items():
         if kind in ("", "str"):
@@ -132,11 +143,55 @@ def _read_ckpt(file: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _checked_end(stream: BinaryIO, file: Path) -> int:
+    """Where the records of a .ckpt end: before its checksum, which must be right, where it has one."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - 17))
+    last = stream.read(17)
+    stream.seek(0)
+    if last[:7] != b"crc_num":
+        return size
+    checksum, left = 0, size - 17
+    while left > 0 and (piece := stream.read(min(left, 1 << 22))):
+        checksum, left = zlib.crc32(piece, checksum), left - len(piece)
+    if checksum != int.from_bytes(last[7:], "big"):
+        raise UserError(f"{file}: damaged: its checksum does not match")
+    stream.seek(0)
+    return size - 17
+
+
+def _records(stream: BinaryIO, end: int) -> Iterator[bytes]:
+    """The records of a .ckpt, one by one: its whole message is nothing but its field 1, each with its length before it.
+
+    Read as one message, two bytes of a file would take 800 of memory.
+
+    Raises:
+        ValueError: something else stands there, or a record goes beyond the end.
+    """
+    while (start := stream.tell()) < end:
+        head = stream.read(11)
+        stop = next((at for at, byte in enumerate(head[1:], 1) if byte < 0x80), 0)  # the length's last byte
+        length = sum((byte & 0x7F) << 7 * at for at, byte in enumerate(head[1 : stop + 1]))
+        if head[:1] != b"\x0a" or not stop or stop + 1 + length > end - start:
+            raise ValueError("no record")
+        stream.seek(start)
+        content = stream.read(stop + 1 + length)
+        if len(content) <= stop + length:  # it was shorter than it said
+            raise ValueError("no record")
+        yield content
+
+
 def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     import safetensors
 
     try:
+        with open_regular(file) as stream:  # eight bytes, the header's size, tell most of what is none
+            size = int.from_bytes(stream.read(8), "little")
+        if not 2 <= size <= file.stat().st_size - 8:
+            raise ValueError("no header")
         tensors = safetensors.deserialize(read_bytes(file, LARGEST))
+    except MemoryError:
+        raise
     except Exception as error:  # SafetensorError, and a panic of the Rust library on some damaged headers
         raise UserError(f"{file}: damaged, or not a safetensors file") from error
     arrays = {}
@@ -166,11 +221,13 @@ def _array(content: bytes, kind: str, shape: tuple[int, ...], where: str) -> np.
 
 def _read_torch(file: Path) -> dict[str, np.ndarray]:
     torch = _torch(file)
-    room = _check_zip(file) or file.stat().st_size
+    room = _check_torch(file)
     try:
         with warnings.catch_warnings(), _stand_ins(torch):
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # on damaged bytes the unpickler raises whatever they lead it to
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
@@ -192,26 +249,39 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_zip(file: Path) -> int:
-    """The bytes that a zip archive holds, after a check of every member's checksum; 0 where the file is none."""
+def _check_torch(file: Path) -> int:
+    """The bytes that a PyTorch file holds, after a check of what its pickles build and of every member's checksum."""
     damaged = f"{file}: damaged, or not a PyTorch file"
     try:
-        if not zipfile.is_zipfile(file):
-            return 0
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            if any(member.flag_bits & 1 for member in members):
-                raise UserError(f"{file}: is encrypted; only plain weights are read")
-            size = sum(member.file_size for member in members)
-            if size > 10 * file.stat().st_size + (1 << 20):  # torch.save does not compress, and weights hardly shrink
-                raise UserError(f"{file}: unpacks to {size} bytes, more than weights in such a file can be")
-            bad = archive.testzip()
-    except UserError:
+        with open_regular(file) as stream:
+            if stream.read(4) == b"PK\3\4":
+                return _check_zip(file)
+            stream.seek(0)
+            check_pickles(stream, 5)  # PyTorch's format of before 1.6: four small ones, the weights, then numbers
+        return file.stat().st_size
+    except HostilePickle as error:
+        raise UserError(f"{damaged} (its pickle {error})") from error
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib and lzma raise a dozen kinds of errors on damaged bytes
         raise UserError(damaged) from error
-    if bad:
-        raise UserError(f"{file}: damaged: the checksum of {_short(bad)} does not match")
+
+
+def _check_zip(file: Path) -> int:
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.flag_bits & 1 for member in members):
+            raise UserError(f"{file}: is encrypted; only plain weights are read")
+        if len(members) > MOST_RECORDS or len({member.filename for member in members}) < len(members):
+            raise UserError(f"{file}: damaged: a member stands in it twice, or there are more than {MOST_RECORDS}")
+        size = sum(member.file_size for member in members)
+        if size > 10 * file.stat().st_size + (1 << 20):  # torch.save does not compress, and weights hardly shrink
+            raise UserError(f"{file}: unpacks to {size} bytes, more than weights in such a file can be")
+        if bad := archive.testzip():
+            raise UserError(f"{file}: damaged: the checksum of {_short(bad)} does not match")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                check_pickles(io.BytesIO(archive.read(member)))
     return size
 
 
@@ -267,7 +337,7 @@ def _state_dict(content: Any, torch: Any, file: Path) -> dict[str, Any]:
         content = content[inner]
     tensors = _tensors(content, torch)
     if not tensors:
-        keys = f"; its keys are {listed(map(str, content))}" if content else ""
+        keys = f"; its keys are {listed(content)}" if content else ""
         raise UserError(f"{file}: holds no weights{keys}; write it with torch.save(network.state_dict(), ...)")
     return tensors
 
@@ -325,7 +395,8 @@ def _write_safetensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _write_torch(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     torch = _torch(file)
-    torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, file)
+    with file.open("wb") as stream:  # not by its name, which would go into the archive
+        torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, stream)
 
 
 def _torch(file: Path) -> Any:

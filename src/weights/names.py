@@ -147,7 +147,7 @@ def compare(
     )
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[object]) -> str:
     """The first ten names, for a message."""
     names = list(names)
     return ", ".join(printable(name, 80) for name in names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
