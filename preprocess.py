@@ -4,6 +4,8 @@ python preprocess.py --mindir_path DDRNet23.mindir --data_path ./data/imagenet/v
 """
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Optional
@@ -14,10 +16,11 @@ from src.data.listing import list_classes, list_folder
 from src.errors import Parser, UserError, printable, run
 from src.files import write_text
 from src.serving.description import read_description
-from src.serving.results import result_names
+from src.serving.results import converted_name, result_names
 
 LABEL_FILE = "imagenet_label.json"
 CONVERTED = "converted"  # the program's --converted_path
+_CONVERTED = re.compile(r"(.+\..+|[0-9a-f]{64})\.png", re.DOTALL)  # what `converted_name` makes
 
 
 def main(argv: Optional[list[str]] = None) -> None:
@@ -28,6 +31,8 @@ def main(argv: Optional[list[str]] = None) -> None:
     parser.add_argument("--result_path", default="preprocess_Result", help=f"where {LABEL_FILE} and {CONVERTED}/ go")
     args = parser.parse_args(argv)
 
+    if os.path.realpath(args.result_path) == os.path.realpath(args.data_path):
+        raise UserError(f"--result_path {args.result_path}: holds the images; name another folder")
     classes = class_order(read_description(args.mindir_path), args.data_path)
     samples = list_folder(args.data_path, classes)
     paths = [Path(samples.path(index)) for index in range(len(samples))]
@@ -79,7 +84,7 @@ def convert(paths: list[Path], folder: Path) -> int:
         UserError: one cannot be written, or the folder holds what no earlier run has written.
     """
     strange = [path for path in folder.glob("*") if not path.is_dir()]
-    strange += [path for path in folder.glob("*/*") if path.is_dir() or len(path.suffixes) < 2 or path.suffix != ".png"]
+    strange += [path for path in folder.glob("*/*") if path.is_dir() or not _CONVERTED.fullmatch(path.name)]
     if strange:
         raise UserError(f"{strange[0]}: was not written by an earlier run; name another --result_path, or move it away")
     shutil.rmtree(folder, ignore_errors=True)
@@ -91,7 +96,7 @@ def convert(paths: list[Path], folder: Path) -> int:
             image = decode(read_image(path))
         except (OSError, UndecodableImage):
             continue
-        target = folder / path.parent.name / f"{path.name}.png"
+        target = folder / path.parent.name / converted_name(path.name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             image.save(target, "PNG", compress_level=1)

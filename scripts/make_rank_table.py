@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", default="", help="file to write (default: rank_table_<cards>pcs.json)")
     options = parser.parse_args()
 
-    if options.check:
+    if options.check is not None:
         table = read_rank_table(options.check)
         counts = ", ".join(f"{server.server_id}: {len(server.cards)}" for server in table.servers)
         warn(table)

@@ -312,9 +312,10 @@ def test_images_of_other_formats_are_read_from_their_pngs(mindir, tmp_path):
     save_folder(tmp_path / "val", {"ant": 1})
     picture(90, 70).save(tmp_path / "val" / "ant" / "x.webp", lossless=True)
     picture(90, 70).save(tmp_path / "val" / "ant" / "y.jpg", "BMP")
+    picture(90, 70).save(tmp_path / "val" / "ant" / "z.tif", "PNG")
     done = infer(mindir, "val", tmp_path)
     assert done.returncode == 3
-    assert done.stderr.splitlines()[0].startswith("not read here: 1 .webp images of 3; preprocess.py makes PNGs")
+    assert done.stderr.splitlines()[0].startswith("not read here: 1 .webp images of 4; preprocess.py makes PNGs")
     assert "cannot decode val/ant/x.webp: neither a JPEG nor a PNG file" in done.stderr
 
     (tmp_path / "png" / "ant").mkdir(parents=True)
@@ -473,15 +474,16 @@ def test_a_step_that_fails_stops_the_flow_with_its_log(mindir, val, tmp_path):
 
 
 def test_the_flow_reads_every_format_that_eval_reads(cell, mindir, tmp_path):
-    """WebP, BMP, GIF, PPM and TIFF, by whatever name, and two images of one stem."""
+    """WebP, BMP, GIF, PPM and TIFF, by whatever name, as long as may be, and two images of one stem."""
     save_folder(tmp_path / "val", {"ant": 1})
     forms = {"ant_0.webp": "WEBP", "b.bmp": "BMP", "c.gif": "GIF", "d.ppm": "PPM", "e.tif": "TIFF", "f.jpg": "WEBP"}
+    forms |= {"ü" * 125 + ".gif": "GIF", "h" * 251 + ".png": "PNG"}
     for number, (name, form) in enumerate(forms.items()):
         picture(90, 70, seed=number).save(tmp_path / "val" / "ant" / name, form)
     done = run_flow(mindir, "imagenet2012", "val", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["images"], report["missing"], report["surplus"]) == (7, [], [])
+    assert (report["images"], report["missing"], report["surplus"]) == (9, [], [])
     config = eval_config(spec())
     images = sorted(f"ant/{path.name}" for path in (tmp_path / "val" / "ant").iterdir())
     for image, name in zip(images, result_names(images)):

@@ -134,6 +134,14 @@ def test_what_lies_in_a_results_place_is_an_error_or_no_result(run, tmp_path):
     assert run({f"ant/{'0' * 300}.JPEG": 0}, {})["missing"] == [f"ant/{'0' * 300}.JPEG"]
 
 
+def test_the_labels_do_not_go_among_the_images(tmp_path):
+    (tmp_path / "val").mkdir()
+    with pytest.raises(UserError, match="holds the images; name another folder"):
+        preprocess.main(
+            ["--mindir_path", "net.mindir", "--data_path", str(tmp_path / "val"), "--result_path", f"{tmp_path}/./val"]
+        )
+
+
 def test_images_of_one_stem_have_results_of_their_whole_names(run):
     labels = {"ant/0.jpg": 0, "ant/0.png": 0, "ant/1.jpg": 0}
     report = run(labels, {"ant__0.jpg_0.bin": one_hot(0), "ant__0.png_0.bin": one_hot(1), "ant__1_0.bin": one_hot(0)})

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <cctype>
 #include <filesystem>
+#include <fstream>
 #include <map>
 
 #include "error.h"
+#include "image_files.h"
+#include "sha256.h"
 
 namespace ddrnet {
 namespace {
@@ -28,6 +31,15 @@ bool HasOwnEnding(const fs::path& path) {
   return IsAmong(EndingOf(path), kEndings);
 }
 
+// Whether a file is a JPEG or a PNG by another name.
+bool BeginsAsOwn(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::vector<uint8_t> start(8);
+  file.read(reinterpret_cast<char*>(start.data()), static_cast<std::streamsize>(start.size()));
+  start.resize(static_cast<size_t>(file.gcount()));
+  return FormatOf(start) != ImageFormat::kOther;
+}
+
 // Those that eval.py takes for images, so that both see the same files.
 bool LooksLikeImage(const fs::path& path) {
   static const char* const kEndings[] = {".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp"};
@@ -47,8 +59,17 @@ std::vector<fs::path> Sorted(const fs::path& folder, bool folders) {
   return paths;
 }
 
+// A name too long for a file system is replaced by its SHA-256.
+std::string Fitting(const std::string& name, const std::string& ending) {
+  constexpr size_t kLongest = 255;
+  if (name.size() + ending.size() <= kLongest) return name + ending;
+  Sha256 digest;
+  digest.Update(reinterpret_cast<const uint8_t*>(name.data()), name.size());
+  return digest.Finish() + ending;
+}
+
 std::string ResultName(const fs::path& path, const fs::path& file) {
-  return path.parent_path().filename().string() + "__" + file.string() + "_0.bin";
+  return Fitting(path.parent_path().filename().string() + "__" + file.string(), "_0.bin");
 }
 
 // Gives images of one stem results of their whole names.
@@ -80,8 +101,8 @@ std::vector<Item> ListImages(const std::string& folder) {
     }
     for (const fs::path& name : classes) {
       for (const fs::path& path : Sorted(name, false)) {
-        items.push_back(
-            {path.string(), (name.filename() / path.filename()).string() + ".png", ResultName(path, path.stem())});
+        items.push_back({path.string(), (name.filename() / Fitting(path.filename().string(), ".png")).string(),
+                         ResultName(path, path.stem())});
       }
     }
   } catch (const fs::filesystem_error& error) {
@@ -96,7 +117,7 @@ std::string Unreadable(const std::vector<Item>& items, const std::string& conver
   std::map<std::string, int> counts;
   for (const Item& item : items) {
     std::error_code error;
-    if (HasOwnEnding(item.path)) continue;
+    if (HasOwnEnding(item.path) || BeginsAsOwn(item.path)) continue;
     if (converted_path.empty() || !fs::exists(fs::path(converted_path) / item.converted, error)) {
       ++counts[EndingOf(item.path)];
     }
