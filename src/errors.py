@@ -5,6 +5,7 @@ EX_TEMPFAIL. 1: a run that must stop.
 """
 
 import argparse
+import errno
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NoReturn, Optional
 
 from src.console import make_unbreakable
 
@@ -24,6 +25,13 @@ _CANN = re.compile(
     r"|(?P<lacks>pointer\[executor\] is null|\b(acl|Hccl)\w+ not in \S*\.so)"  # an operator that is not there
 )
 _CANN_SAYS = re.compile(r"- Ascend Error Message:\n-+\n+(\S.*)")
+BAD_INPUT, TEMPORARY = 2, 75
+# What may have passed when the same is tried again: room is made, a server of files is back.
+PASSING = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+    errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO, errno.ENOBUFS, errno.ESHUTDOWN,
+}  # fmt: skip
 MESSAGE_LIMIT = 2000  # characters of a message: files hold names and values of any length
 
 
@@ -51,12 +59,23 @@ def _cut(text: str, limit: int) -> str:
 
 
 class UserError(ValueError):
-    """Bad input. The message names the key, flag, file or folder and says what would be right; it is `printable`."""
+    """Bad input. The message names the key, flag, file or folder and says what would be right; it is `printable`.
 
-    exit_code = 2
+    Raised where a disk or a server of files has failed, in a way that may pass, it is no bad input: see `exit_code`.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message, MESSAGE_LIMIT))
+
+    @property
+    def exit_code(self) -> int:
+        """TEMPORARY where one of `PASSING` was the reason, else BAD_INPUT."""
+        reason: Optional[BaseException] = self
+        while reason is not None:
+            if isinstance(reason, OSError) and reason.errno in PASSING:
+                return TEMPORARY
+            reason = reason.__cause__ or reason.__context__
+        return BAD_INPUT
 
 
 class TemporaryFailure(UserError):
@@ -65,7 +84,7 @@ class TemporaryFailure(UserError):
     `src.launcher` starts the ranks again after it, and not after another UserError.
     """
 
-    exit_code = 75
+    exit_code = TEMPORARY
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,6 +130,7 @@ def run(main: Callable[[], None]) -> None:
     foresaw is one line too; with DDRNET_TRACEBACK=1 in the environment its traceback follows.
     """
     make_unbreakable()
+    os.umask(os.umask(0o077) & 0o077)  # folders that are made here can be entered
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as an entry point has it while it imports
         signal.signal(signal.SIGINT, signal.default_int_handler)
     handler = logging.StreamHandler(sys.stdout)
@@ -118,6 +138,7 @@ def run(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a closed HOME it tells at length
     try:
+        here()
         main()
     except (UserError, TrainingStopped) as error:
         _end(f"error: {error}", error.exit_code)
@@ -146,6 +167,18 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exc()
             hint = ""
         _end(f"error: unforeseen, in {Path(where.filename).name} line {where.lineno}: {what}{hint}", 1)
+
+
+def here() -> None:
+    """See that there is a current folder, on which every relative path depends.
+
+    Raises:
+        UserError: it has been removed.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109 (Path.cwd is the same)
+    except OSError as error:
+        raise UserError(f"the current folder is not there any more ({error.strerror}); cd to one that is") from error
 
 
 def _lack_of_memory(error: Exception) -> str:

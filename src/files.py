@@ -9,16 +9,14 @@ import math
 import os
 import re
 import stat
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Optional, Union
 
-from src.errors import TemporaryFailure, UserError, printable
-
-# What may have passed when the same is tried again: room is made, a server of files is back.
-_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE}
+from src.errors import PASSING, UserError, printable
 
 
 @contextmanager
@@ -30,8 +28,7 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
     when it raises, the temporary file is removed and `path` is as it was.
 
     Raises:
-        UserError: the folder cannot be made or written, or `path` is a device. TemporaryFailure: the disk is full or
-            fails.
+        UserError: the folder cannot be made or written, `path` is a device, or the disk is full or fails.
     """
     path = Path(path)
     if not path.name:
@@ -51,8 +48,7 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
         with _where_supported():  # and some cannot sync a folder
             sync(path.parent)
     except OSError as error:
-        kind = TemporaryFailure if error.errno in _PASSING else UserError
-        raise kind(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):  # the folder itself may be what is missing
             for left in path.parent.glob(glob.escape(temporary.name) + "*"):
@@ -81,6 +77,22 @@ def is_device(path: Path) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or path.absolute().parent == Path("/dev")
 
 
+def is_fixed(path: Path) -> bool:
+    """Whether a file can neither be replaced nor removed, though its folder may be written to.
+
+    As one that is immutable (chattr +i), or another user's in a folder such as /tmp, where each removes his own alone.
+    """
+    try:
+        status, folder = path.lstat(), path.parent.stat()
+        if folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, status.st_uid, folder.st_uid):
+            return True
+        if stat.S_ISREG(status.st_mode):
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EPERM  # a file that is merely closed gives EACCES
+    return False
+
+
 def try_writing(folder: Union[str, Path]) -> None:
     """Write a small file into a folder as `atomic_write` does, and remove it: what fails then would fail later too.
 
@@ -96,16 +108,22 @@ def try_writing(folder: Union[str, Path]) -> None:
             temporary.write_bytes(bytes(4096))
     except UserError as error:
         raise type(error)(str(error).replace(str(path), str(folder))) from error
-    with suppress(OSError):
-        path.unlink()
+    finally:
+        with suppress(OSError):
+            path.unlink()
 
 
-def sweep(folder: Union[str, Path], *stems: str) -> None:
-    """Remove what killed processes have left of files that they were writing to a folder by `atomic_write`."""
+def sweep(folder: Union[str, Path], *stems: str, age: float = 0) -> None:
+    """Remove what killed processes have left of files that they were writing to a folder by `atomic_write`.
+
+    age: seconds for which a file must not have been written to, where other processes may be writing there now.
+    """
     pattern = re.compile(rf"\.(trial\.\d+|(\.trial|{'|'.join(stems)})\.\d+\.tmp.*)")
     with suppress(OSError):
         for path in Path(folder).iterdir():
-            if pattern.fullmatch(path.name) and is_regular(path):
+            if not (pattern.fullmatch(path.name) and is_regular(path)):
+                continue
+            if not age or path.stat().st_mtime < time.time() - age:
                 path.unlink()
 
 
@@ -118,8 +136,19 @@ def is_name(text: str) -> bool:
 
 
 def is_regular(path: Union[str, Path]) -> bool:
-    """Whether a path leads to a regular file; False where that cannot be told: behind a closed folder, or too long."""
-    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises then)
+    """Whether a path leads to a regular file; False where there can be none: behind a closed folder, or too long.
+
+    Raises:
+        UserError: the disk or its server fails, so that a file that is there may seem not to be.
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 (Path.is_file raises where os.path.isfile is False)
+    except OSError as error:
+        if error.errno in PASSING:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        return False
+    except ValueError:
+        return False
 
 
 def is_directory(path: Union[str, Path]) -> bool:
@@ -190,11 +219,11 @@ def read_bytes(path: Union[str, Path], limit: int, place: str = "", hint: str = 
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(min(limit, max(size, 1 << 16)) + 1)  # memory for as much is taken at once
+            content = b"" if size > limit else file.read(min(limit, max(size, 1 << 16)) + 1)  # taken at once
     except (OSError, ValueError) as error:  # ValueError: a NUL or a lone surrogate in the path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{place}{path}: cannot be read ({reason}){hint}") from error
-    if len(content) > limit:
+    if max(size, len(content)) > limit:
         raise UserError(f"{place}{path}: is larger than {limit / 1e6:g} MB; such a file is small")
     return content
 

@@ -6,9 +6,15 @@ tells.
 
 import os
 from contextlib import suppress
+from functools import cache
 
 FILE_VARIABLE = "HEARTBEAT_FILE"  # in a rank's environment: which file
 DONE = -1.0  # in place of seconds: this process has done all its work
+
+
+def is_watched() -> bool:
+    """Whether a launcher listens."""
+    return bool(os.environ.get(FILE_VARIABLE))
 
 
 def beat(seconds: float = 0) -> None:
@@ -18,15 +24,16 @@ def beat(seconds: float = 0) -> None:
         seconds: how long the next sign may take, where that is more than the launcher's own limit: to be given before
             the graph is compiled, data is copied in, or results are copied out.
     """
-    path = os.environ.get(FILE_VARIABLE)
-    if not path:
+    if not is_watched():
         return
     with suppress(OSError):  # a full disk must not end a step
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            os.pwrite(descriptor, f"{seconds:15.0f}\n".encode(), 0)
-        finally:
-            os.close(descriptor)
+        os.pwrite(_file(os.environ[FILE_VARIABLE]), f"{seconds:15.0f}\n".encode(), 0)
+
+
+@cache
+def _file(path: str) -> int:
+    """The file, open for good: whoever tidies up the logs of a job that runs may remove it."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)  # no pipe is waited for
 
 
 def finish() -> None:

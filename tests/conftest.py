@@ -37,7 +37,7 @@ def write_digits(folder: Path) -> Path:
 # What compiles whole networks, or starts training runs, ranks, compilers or fuzzers; all other files are `fast`.
 PROCESS = {
     "test_channels_last", "test_compile_cache", "test_distributed", "test_documents", "test_documents_run",
-    "test_eval", "test_file_systems", "test_fuzz_readers", "test_image_files", "test_infer_310",
+    "test_eval", "test_failing_disks", "test_file_systems", "test_fuzz_readers", "test_image_files", "test_infer_310",
     "test_infer_310_preprocess", "test_kernels", "test_kernels_build", "test_killed_saves", "test_launcher",
     "test_launcher_faults",
     "test_mindir", "test_modelarts", "test_models", "test_onnx", "test_onnx_programs", "test_onnx_rules",

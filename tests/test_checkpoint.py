@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mindspore import nn
 
 from src.args import Config
 from src.errors import UserError
+from src.files import is_fixed
 from src.run_folder import write_run
 from src.tools.callback import Metrics
 from src.trainers.checkpoint import Checkpoints, Cursor, read_saved
@@ -81,6 +83,51 @@ def test_the_oldest_by_saving_goes_first(checkpoints, step):
     assert {path.name for path in checkpoints.folder.iterdir()} == {
         f"DDRNet23-{place}{suffix}" for place in ("6_1", "2_1") for suffix in (".ckpt", ".state")
     }
+
+
+def test_weights_without_their_state_are_not_ours_to_remove_and_take_no_place(checkpoints, step):
+    checkpoints.keep = 2
+    save(checkpoints, step, (1, 1), (1, 2))
+    (checkpoints.folder / "DDRNet23-9_9.ckpt").write_bytes(b"somebody's")
+    (checkpoints.folder / "DDRNet23-1_1.state").unlink()
+    save(checkpoints, step, (1, 3), (1, 4))
+    assert sorted(names(checkpoints._files(".ckpt"))) == [f"DDRNet23-{place}" for place in ("1_1", "1_3", "1_4", "9_9")]
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".state"])
+@pytest.mark.parametrize("size", [1 << 33, 1 << 40])
+def test_a_file_larger_than_any_is_damaged_and_takes_neither_memory_nor_time(size, suffix, checkpoints, step):
+    good, newest = save(checkpoints, step, (1, 1), (1, 2))
+    os.truncate(newest.with_suffix(suffix), size)
+    saved, complaints = checkpoints.newest_good()
+    assert saved.path == good
+    assert f"DDRNet23-1_2{suffix}: is damaged" in complaints[0]
+
+
+def test_a_checkpoint_that_can_be_neither_replaced_nor_removed_is_told_before_training(checkpoints, step):
+    checkpoints.save_best(step.network, 0.5)
+    flag = ["chattr", "+i", checkpoints.best_path]
+    if not shutil.which("chattr") or subprocess.run(flag, capture_output=True, check=False).returncode:
+        pytest.skip("files cannot be closed here")
+    try:
+        with pytest.raises(UserError, match=r"_best\.ckpt: can be neither replaced nor removed"):
+            checkpoints.lock()
+    finally:
+        subprocess.run(["chattr", "-i", checkpoints.best_path], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other users")
+@pytest.mark.parametrize(("owner", "fixed"), [(0, True), (NOBODY, False)])
+def test_another_users_file_in_a_folder_of_all_cannot_be_replaced(owner, fixed, tmp_path):
+    tmp_path.chmod(0o1777)
+    (tmp_path / "file").write_text("x")
+    os.chown(tmp_path / "file", owner, owner)
+    (tmp_path / "file").chmod(0o666)
+    descriptor = os.open(tmp_path, os.O_RDONLY)  # as the folders above it are closed
+    try:
+        assert as_nobody(lambda: (os.fchdir(descriptor), str(is_fixed(Path("file"))))[1]) == str(fixed)
+    finally:
+        os.close(descriptor)
 
 
 def test_a_checkpoint_that_cannot_say_its_number_keeps_its_place_by_name_and_is_complained_of(checkpoints, step):
@@ -237,6 +284,23 @@ def test_a_better_best_of_another_course_of_the_run_is_kept(checkpoints, step):
     assert json.loads((folder / "DDRNet23_best.json").read_text()) == {"top1": 0.4}
     checkpoints.save_best(step.network, 0.45)
     assert not (folder / "DDRNet23_best.2.ckpt").exists()
+
+
+@pytest.mark.parametrize("spoil", ["missing", "cut off", "rubbish", "no number"])
+def test_a_best_that_nothing_says_how_good_it_is_is_kept(spoil, checkpoints, step):
+    checkpoints.save_best(step.network, 0.5)
+    first, scores = checkpoints.best_path.read_bytes(), checkpoints.best_path.with_suffix(".json")
+    if spoil == "missing":
+        scores.unlink()
+    else:
+        scores.write_text({"cut off": '{"top1": 0.', "rubbish": "\0", "no number": '{"top1": true}'}[spoil])
+    checkpoints.save_best(step.network, 0.5)  # the same weights again, as after a kill between the two files
+    assert not (checkpoints.folder / "DDRNet23_best.1.ckpt").exists()
+    scores.unlink()
+    step.network.weight.set_data(step.network.weight + 1)
+    checkpoints.save_best(step.network, 0.6)
+    assert (checkpoints.folder / "DDRNet23_best.1.ckpt").read_bytes() == first
+    assert json.loads(scores.read_text()) == {"top1": 0.6}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Messages: one line that a terminal and a log can take, whatever a file holds."""
 
+import errno
 import subprocess
 import sys
 
@@ -74,6 +75,32 @@ def test_a_file_name_can_forge_no_line_of_a_log():
     )  # fmt: skip
     assert done.stdout == b"a.jpg\\nerror: b.jpg\\x1b[31m\\udcff: skipped\n"
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.EIO, ""), 75), (OSError(errno.ESTALE, ""), 75), (OSError(errno.EDQUOT, ""), 75),
+        (OSError(errno.ENOTCONN, ""), 75), (OSError(errno.EROFS, ""), 2), (FileNotFoundError(errno.ENOENT, ""), 2),
+    ],
+)  # fmt: skip
+def test_what_a_failing_disk_or_server_of_files_has_caused_may_pass(error, code):
+    def read() -> None:
+        raise error
+
+    def wrapped() -> None:
+        try:
+            read()
+        except OSError as first:
+            raise OSError("it cannot be read") from first
+
+    for work in (read, wrapped):
+        with pytest.raises(UserError) as told:
+            try:
+                work()
+            except OSError:
+                raise UserError("data_url: x: cannot be read") from None
+        assert told.value.exit_code == code
 
 
 @pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (TemporaryFailure, 75), (TrainingStopped, 1)])

@@ -11,6 +11,7 @@ import pytest
 
 from src.launcher.job import share_of_cores
 from src.launcher.link import SILENCE
+from src.stops import STOPS, TOGETHER
 from tests.processes import ROOT, alive, end_all, finished, says, started, wait_until
 from tests.test_rank_table import WRONG, table, written
 
@@ -41,6 +42,8 @@ print("ready", flush=True)
 if what == "end":
     sys.exit(0)
 if what == "fail" and mine:
+    while "ready" not in open(f"../train_parallel{rank ^ 1}/log.txt").read():  # to save where it is asked to
+        time.sleep(0.05)
     for line in range(30):
         print("line", line)
     sys.exit(7)
@@ -84,8 +87,8 @@ def guard_of(process: subprocess.Popen):
 
 
 def both_ready(folder, first: int = 0):
-    wait_until(says(folder / f"train_parallel{first}/log.txt", "ready"), 20, "the first rank starts")
-    wait_until(says(folder / f"train_parallel{first + 1}/log.txt", "ready"), 20, "the second rank starts")
+    for rank in (first, first + 1):
+        wait_until(says(folder / f"train_parallel{rank}/log.txt", "ready"), 60, f"rank {rank} starts")
 
 
 def ended(process: subprocess.Popen, folder, seconds: float = LIMIT) -> int:
@@ -231,12 +234,26 @@ def test_a_signal_reaches_all_ranks_once_and_is_the_exit_code(job, tmp_path, num
     assert not says(tmp_path / "output.txt", "restart")()
 
 
-def test_a_closed_terminal_stops_the_ranks_in_good_order(job, tmp_path):
+@pytest.mark.parametrize("number", set(STOPS) - {signal.SIGINT, signal.SIGTERM})
+def test_a_closed_terminal_or_a_batch_system_stops_the_ranks_in_good_order(job, tmp_path, number):
     process = started(job("wait"), tmp_path)
     both_ready(tmp_path)
-    process.send_signal(signal.SIGHUP)
+    for _ in range(3):  # as batch systems may
+        process.send_signal(number)
+        time.sleep(0.05)
+    assert not says(tmp_path / "output.txt", "stopping at once")()
     assert ended(process, tmp_path) == 128 + signal.SIGTERM
     assert (tmp_path / f"train_parallel1/saved1-{signal.SIGTERM}").exists()
+
+
+def test_a_job_under_nohup_outlives_its_terminal(job, tmp_path):
+    process = started(["nohup", *job("wait")], tmp_path)
+    both_ready(tmp_path)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert not says(tmp_path / "output.txt", "stopping")()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process, tmp_path) == 128 + signal.SIGTERM
 
 
 def test_a_second_signal_ends_even_deaf_ranks(job, tmp_path):
@@ -244,6 +261,7 @@ def test_a_second_signal_ends_even_deaf_ranks(job, tmp_path):
     both_ready(tmp_path)
     process.send_signal(signal.SIGINT)
     wait_until(says(tmp_path / "output.txt", "stopping"), 5, "the first signal is noticed")
+    time.sleep(TOGETHER)
     process.send_signal(signal.SIGINT)
     assert ended(process, tmp_path) == 128 + signal.SIGINT
 
@@ -321,7 +339,9 @@ def servers(job, tmp_path):
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports())}
 
     def start(what: str, who="all", *options: str, silence: float = SILENCE) -> list[subprocess.Popen]:
-        begin = f"from src.launcher import link, supervisor; link.SILENCE = {silence}; supervisor.run(supervisor.main)"
+        # Signs of life by which also a busy machine's launchers are told from dead ones.
+        begin = f"from src.launcher import link, supervisor; link.SILENCE, link.BEAT = {silence}, {silence / 10}; "
+        begin += "supervisor.run(supervisor.main)"
         processes = []
         for server in ("127.0.0.1", "127.0.0.2"):
             command = job(what, who, *options, rank_table=path)

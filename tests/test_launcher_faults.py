@@ -1,6 +1,7 @@
 """The launcher in bad company: ranks that hang, guards that are killed, folders, ports and addresses that are none."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -28,6 +29,9 @@ for number in (signal.SIGINT, signal.SIGTERM):
 print("ready", flush=True)
 if what == "code":
     sys.exit(int(sys.argv[2]) if rank == 1 and "--again" not in sys.argv else 0)
+if what == "leaves" and rank == 1:
+    beat()
+    sys.exit(0)
 if what == "late":
     finish()
     while rank == 0:  # waits for the other in vain
@@ -72,6 +76,24 @@ def test_a_rank_that_gives_no_sign_of_life_ends_the_job_like_a_dead_one(job, tmp
     (tmp_path / "hang").touch()
     assert process.wait(LIMIT) == 75
     assert says(tmp_path / "output.txt", "rank 1 has given no sign of life for 2 s (HANG_LIMIT)")()
+    wait_until(lambda: not alive(tmp_path), 2, "all processes end")
+
+
+def test_a_rank_whose_folder_somebody_removes_still_gives_signs_of_life(job, tmp_path):
+    process = started(job("beats"), tmp_path, HANG_LIMIT="2")
+    ready(tmp_path)
+    time.sleep(1)
+    shutil.rmtree(tmp_path / "train_parallel1")
+    time.sleep(3)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(LIMIT) == 128 + signal.SIGTERM
+
+
+def test_a_rank_that_leaves_before_its_work_is_done_ends_the_job(job, tmp_path):
+    process = started(job("leaves"), tmp_path)
+    assert process.wait(LIMIT) == 75
+    assert says(tmp_path / "output.txt", "rank 1 ended with exit code 0 before its work was done")()
     wait_until(lambda: not alive(tmp_path), 2, "all processes end")
 
 
@@ -216,6 +238,18 @@ def test_a_log_without_an_end_is_not_followed(job, tmp_path):
     run = finished(job("code", 7), tmp_path)
     assert run.returncode == 7
     assert len(run.stdout) < 1000
+
+
+def test_flags_for_a_restart_that_no_shell_would_take_are_named(job, tmp_path):
+    line = refused(finished(job("beats", 1, "--restart_flags", "--resume 'auto"), tmp_path))
+    assert '--restart_flags: is "--resume \'auto"; must be as in a shell (No closing quotation)' in line
+    assert [path.name for path in tmp_path.iterdir()] == ["rank.py"]
+
+
+def test_a_current_folder_that_is_gone_is_told(job, tmp_path):
+    (tmp_path / "gone").mkdir()
+    gone = ["sh", "-c", 'cd gone && rmdir ../gone && exec "$@"', "sh", *job("beats")]
+    assert "the current folder is not there any more" in refused(finished(gone, tmp_path))
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path):

@@ -79,16 +79,6 @@ def test_kill_9_at_random_moments_loses_nothing(flags, alone, tmp_path):
     assert outcome(tmp_path) == outcome(alone)
 
 
-def test_a_second_signal_ends_at_once(flags, tmp_path):
-    process = start([*flags, "--batch_size", "80", "--epochs", "50"], tmp_path)
-    wait_for(process, lambda: "epoch 1/50 step 1/1" in log_of(tmp_path))
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) in (128 + signal.SIGINT, 128 + signal.SIGTERM)
-    assert "stopped by signal" not in log_of(tmp_path)
-
-
 def test_auto_starts_afresh_where_there_is_nothing_and_says_so(flags, tmp_path):
     process = start([*flags, "--resume", "auto"], tmp_path)
     kill_when(process, signal.SIGKILL, lambda: "configuration" in log_of(tmp_path))

@@ -78,7 +78,11 @@ def test_the_command_prints_a_table_with_the_published_number_of_parameters():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--arch", "DDRNet9"], ["DDRNet9", "DDRNet39"]), (["--image_size", "16"], ["image_size", "32"])],
+    [
+        (["--arch", "DDRNet9"], ["DDRNet9", "DDRNet39"]),
+        (["--image_size", "16"], ["image_size", "32"]),
+        (["--num_classes", "1000000"], ["num_classes", "100000"]),
+    ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, words):
     done = command(*arguments)

@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import re
+import select
 import shutil
 import signal
 import stat
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Optional
 
 from src.errors import UserError, printable
-from src.files import atomic_write, is_private, open_regular
+from src.files import atomic_write, is_directory, is_private, open_regular, read_bytes, sweep
 
 _log = logging.getLogger(__name__)
 FOLDER = Path(__file__).resolve().parent
@@ -41,6 +42,8 @@ FLAGS = (
 LIMIT = 600  # seconds that compiling may take
 ASKING_LIMIT = 20  # seconds that a compiler may take to tell its version, and a process to load what it made
 LARGEST = 100_000_000  # bytes of a library
+MOST_OUTPUT = 1 << 16  # bytes of what a compiler says
+DAY = 24 * 3600
 SEAL = b"\nsha256:"  # before the digest, behind the library's own bytes
 
 
@@ -71,24 +74,27 @@ def library() -> Optional[Path]:
             return loaded
     if compiler is None:
         return _without(f"no C++ compiler ({', '.join(COMPILERS)}) found, which apt-get install g++ would bring")
-    open_folders = [folder for folder in folders if _is_open(folder)]
+    open_folders = [folder for folder in folders if _is_open(folder) and not is_directory(folder / name)]
     if not open_folders:
         return _without(
             f"no folder for them: {' and '.join(map(str, folders))} cannot be written or are not ours alone"
         )
     _log.info("compiling the CPU kernels, once: %s", name)
-    try:
-        content = _compiled(compiler)
-    except (OSError, subprocess.SubprocessError) as error:
-        return _without(printable(error, 2000))
+    reason = "they could not be written"
     for folder in open_folders:
-        with contextlib.suppress(UserError):
+        sweep(folder, "kernels-.*", age=DAY)
+        try:
+            content = _compiled(compiler, folder)
             with atomic_write(folder / name) as temporary:
                 temporary.write_bytes(content)
             (folder / name).chmod(0o600)
             if _loads(folder / name):
                 return folder / name
-    return _without("they could not be written")
+        except _NoLibrary as error:  # nor would there be one in another folder
+            return _without(printable(error, 2000))
+        except (OSError, UserError) as error:
+            reason = printable(error, 2000)
+    return _without(reason)
 
 
 @functools.cache
@@ -164,23 +170,38 @@ def _most_threads(text: str) -> int:
     return 0
 
 
-def _compiled(compiler: str) -> bytes:
-    """The library's bytes and their seal.
+class _NoLibrary(Exception):
+    """The compiler makes none; the message says why."""
+
+
+def _compiled(compiler: str, folder: Path) -> bytes:
+    """The library's bytes and their seal, made in a folder of its own within the one that it is meant for.
+
+    So neither a missing or full folder of the system's for temporary files matters, nor one from which nothing may be
+    loaded.
 
     Raises:
-        OSError, subprocess.SubprocessError: there is none; the message says why.
+        _NoLibrary: the compiler makes none.
+        OSError: none can be made in this folder, or loaded from it.
     """
-    with tempfile.TemporaryDirectory(prefix="ddrnet-kernels-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as scratch:
         sources = sorted(FOLDER.glob("*.cc"), key=lambda path: path.stat().st_size, reverse=True)
         objects = {source: str(Path(scratch, f"{source.stem}.o")) for source in sources}
         made = str(Path(scratch, "kernels.so"))
         compiling = [[compiler, *FLAGS, "-c", str(source), "-o", name] for source, name in objects.items()]
-        for commands in (compiling, [[compiler, *FLAGS, "-shared", *objects.values(), "-o", made]]):
-            for command, (code, output) in zip(commands, _run_all(commands, LIMIT, scratch)):
-                if code:
-                    raise OSError(0, f"{' '.join(command)} ended with {code}: {output.strip()}")
-        body = Path(made).read_bytes()
-        code, output = _run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({made!r})"], ASKING_LIMIT, scratch)
+        try:
+            for commands in (compiling, [[compiler, *FLAGS, "-shared", *objects.values(), "-o", made]]):
+                for command, (code, output) in zip(commands, _run_all(commands, LIMIT, scratch)):
+                    if code:
+                        raise _NoLibrary(f"{' '.join(command)} ended with {code}: {output.strip()}")
+            body = read_bytes(made, LARGEST)
+        except (subprocess.SubprocessError, UserError) as error:
+            raise _NoLibrary(f"{compiler} made no library ({error})") from error
+        loading = [sys.executable, "-c", f"import ctypes; ctypes.CDLL({made!r})"]
+        try:
+            code, output = _run(loading, ASKING_LIMIT, scratch)
+        except subprocess.SubprocessError as error:
+            raise OSError(0, str(error)) from error
         if code:
             raise OSError(0, f"{compiler} made a library that cannot be loaded: {output.strip()[-200:]}")
         return body + SEAL + hashlib.sha256(body).hexdigest().encode()
@@ -205,10 +226,10 @@ def _run_all(commands: list[list[str]], limit: float, scratch: str = "") -> list
     They and their children end when the limit is over, and when this process dies, however it does.
 
     Args:
-        scratch: a folder that goes with them when this process dies.
+        scratch: a folder that goes with them when this process dies; until then their temporary files are there.
 
     Returns:
-        Of each its exit code and what it wrote, bytes that are no UTF-8 replaced.
+        Of each its exit code and the first of what it wrote, bytes that are no UTF-8 replaced.
 
     Raises:
         OSError: one cannot be started. subprocess.TimeoutExpired: they took longer than `limit` seconds.
@@ -220,8 +241,8 @@ def _run_all(commands: list[list[str]], limit: float, scratch: str = "") -> list
         with _guard(scratch) as guard:
             while waiting or running:
                 while waiting and len(running) < cores:
-                    running.append(_start(waiting.pop(0), guard))
-                output, _ = running[0].communicate(timeout=max(0, end - time.monotonic()))
+                    running.append(_start(waiting.pop(0), guard, scratch))
+                output = _first_output(running[0], end)
                 ended.append((running.pop(0).returncode, output))
     except BaseException:
         for process in running:  # which the guard has ended
@@ -230,7 +251,7 @@ def _run_all(commands: list[list[str]], limit: float, scratch: str = "") -> list
     return ended
 
 
-def _start(command: list[str], guard: int) -> subprocess.Popen:
+def _start(command: list[str], guard: int, scratch: str) -> subprocess.Popen:
     def prepare() -> None:
         os.write(guard, f"{os.getpid()}\n".encode())
         signal.pthread_sigmask(signal.SIG_SETMASK, set())  # a run blocks what it waits for; this must not inherit it
@@ -242,9 +263,24 @@ def _start(command: list[str], guard: int) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=prepare,
-        text=True,
-        errors="replace",
+        env={**os.environ, "TMPDIR": scratch} if scratch else None,
     )
+
+
+def _first_output(process: subprocess.Popen, end: float) -> str:
+    """What a process writes until it ends, as far as it is kept: one that writes without end must not fill memory."""
+    assert process.stdout is not None
+    kept = b""
+    while True:
+        left = end - time.monotonic()
+        if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+            raise subprocess.TimeoutExpired(process.args, LIMIT)
+        piece = os.read(process.stdout.fileno(), 1 << 16)
+        if not piece:
+            process.wait(max(0.1, end - time.monotonic()))
+            process.stdout.close()
+            return kept.decode(errors="replace")
+        kept = (kept + piece)[:MOST_OUTPUT]
 
 
 @contextlib.contextmanager

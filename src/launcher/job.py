@@ -115,12 +115,16 @@ def plan(options: argparse.Namespace) -> Job:
         UserError: the rank table, a number, an address or a port is wrong.
     """
     environment = dict(os.environ)
+    try:
+        restart_flags = tuple(shlex.split(options.restart_flags))
+    except ValueError as error:
+        raise UserError(f"--restart_flags: is {options.restart_flags!r}; must be as in a shell ({error})") from error
     common: dict[str, Any] = {
         "command": tuple(options.command),
         "folder": options.folder,
         "device_target": options.device_target,
         "max_restarts": options.max_restarts,
-        "restart_flags": tuple(shlex.split(options.restart_flags)),
+        "restart_flags": restart_flags,
         "environment": environment,
         "hang_limit": environment_number("HANG_LIMIT", HANG_LIMIT, 0, 10**7),
     }

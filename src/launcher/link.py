@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
-from src.errors import TemporaryFailure, UserError
+from src.errors import TEMPORARY, TemporaryFailure, UserError
 from src.launcher.job import Job
 
 BEAT = 2.0  # seconds between two signs of life
@@ -36,7 +36,7 @@ class News:
     """What the other servers have said: a failure and its exit code, or a signal to stop by; None and 0: nothing."""
 
     failed: Optional[str] = None
-    code: int = TemporaryFailure.exit_code
+    code: int = TEMPORARY
     stop: int = 0
 
 
@@ -181,13 +181,13 @@ class Link:
         """Act on one message; what is not as this launcher would say it counts as a failure, never as success."""
         if "failed" in message:
             news.failed = f"{self._peers[peer]}: {str(message['failed'])[:1000]}"
-            news.code = _exit_code(message.get("code"), TemporaryFailure.exit_code) or TemporaryFailure.exit_code
+            news.code = _exit_code(message.get("code"), TEMPORARY) or TEMPORARY
         if "stop" in message:
             known = (int(signal.SIGINT), int(signal.SIGTERM))
             news.stop = message["stop"] if message["stop"] in known else int(signal.SIGTERM)
         if "done" in message:
             self._done.add(peer)
-            self.code = max(self.code, _exit_code(message["done"], TemporaryFailure.exit_code))
+            self.code = max(self.code, _exit_code(message["done"], TEMPORARY))
         if self._relays and ("failed" in message or "stop" in message):
             self._tell(message, but=peer)
 

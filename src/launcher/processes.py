@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Optional
+from typing import BinaryIO, Optional
 
 from src.errors import TemporaryFailure, UserError
-from src.files import is_regular
+from src.files import is_regular, open_regular
 from src.heartbeat import DONE
 from src.launcher import guard
 from src.launcher.guard import signal_group
@@ -230,6 +230,7 @@ class Pulse:
 
     def __init__(self, path: Path, limit: float) -> None:
         self._path, self._limit = path, limit
+        self._file: Optional[BinaryIO] = None  # which stays, also where somebody removes its name
         self._last: tuple[int, bytes] = (0, b"")
         self._announced = 0.0
         self._since = time.monotonic()
@@ -238,7 +239,9 @@ class Pulse:
     def look(self) -> None:
         """Take note of a sign that has come."""
         try:
-            now = (self._path.stat().st_mtime_ns, self._path.read_bytes()[:32])
+            self._file = self._file or open_regular(self._path)
+            number = self._file.fileno()
+            now = (os.fstat(number).st_mtime_ns, os.pread(number, 32, 0))
         except OSError:
             return
         if now == self._last:
@@ -252,6 +255,12 @@ class Pulse:
         self._announced, self.finished = min(max(0.0, seconds), 7 * 86400.0), seconds == DONE
         self._last, self._since = now, time.monotonic()
         self.beats += 1
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._file:
+            self._file.close()
+            self._file = None
 
     def silent(self) -> float:
         """Seconds since the last sign."""

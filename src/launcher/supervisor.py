@@ -17,7 +17,6 @@ servers do not know of each other's end.
 
 import argparse
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -27,12 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from src.errors import Parser, TemporaryFailure, UserError, run
+from src.errors import BAD_INPUT, TEMPORARY, Parser, UserError, run
 from src.files import is_regular, next_free, open_to_write
 from src.launcher.environment import SCHEDULER
 from src.launcher.job import Job, free_port, plan, share_of_cores
 from src.launcher.link import Link, connect
 from src.launcher.processes import ORPHAN_GRACE, POLL, Child, Follower, Guards, Pulse
+from src.stops import STOPS, Requests, listened_to
 
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL, for a checkpoint that is being written
 STOP_LIMIT = 900.0  # seconds in which ranks that were asked to stop finish their piece and save
@@ -40,7 +40,6 @@ STOP_PATIENCE = 60.0  # the same where they have shown how fast they step, beyon
 STOPPED_LIMIT = 60.0  # seconds for which a rank may stand stopped, as by SIGSTOP
 AWAY = 5.0  # seconds between two looks that show that the launcher itself did not run
 LONGEST_PAUSE = 60.0  # seconds before a restart; the first waits one
-TEMPORARY = TemporaryFailure.exit_code
 _STOPPING = "stopping: the ranks finish their step and save; a second signal ends them at once"
 
 
@@ -66,8 +65,14 @@ class Supervisor:
             UserError: the folder cannot be written, or the program cannot be started.
         """
         job = self.job
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: self.signals.append(number))
+        requests = Requests()
+
+        def take(number: int, _: object) -> None:
+            if requests.is_another(number) or not self.signals:
+                self.signals.append(number)
+
+        for number in listened_to():
+            signal.signal(number, take)
         make_folders(job)
         self.guards = Guards()
         try:
@@ -98,13 +103,12 @@ class Supervisor:
         try:
             watch.start()
             return watch.wait()
-        except TemporaryFailure as error:
-            link.tell_failed(TEMPORARY, str(error))
-            say(str(error), error=True)
-            return Outcome(TEMPORARY, can_restart=True)
         except UserError as error:
             link.tell_failed(error.exit_code, str(error))
-            raise
+            if error.exit_code != TEMPORARY:
+                raise
+            say(str(error), error=True)
+            return Outcome(TEMPORARY, can_restart=True)
         finally:
             watch.end()
             link.close()
@@ -170,7 +174,7 @@ class Attempt:
             outcome = self._judge_ends()
             if outcome is None and news.failed is not None:
                 say(f"{news.failed}; the ranks of this server are stopped", error=True)
-                outcome = Outcome(news.code, can_restart=not self.stop and news.code != UserError.exit_code)
+                outcome = Outcome(news.code, can_restart=not self.stop and news.code != BAD_INPUT)
             outcome = outcome or self._judge_silence() or self._judge_stop()
             if outcome is not None:
                 return outcome
@@ -189,6 +193,8 @@ class Attempt:
                 left = [child for child in left if not child.look()]
         for child in self.children:
             self.guards.remove(child.pid)
+        for pulse in self.pulses.values():
+            pulse.close()
         self.follower.finish()
 
     def _look(self) -> None:
@@ -210,7 +216,7 @@ class Attempt:
         while len(self.signals) > self._asked:
             number = self.signals[self._asked]
             self._asked += 1
-            self.stop = self.stop or (signal.SIGTERM if number == signal.SIGHUP else number)
+            self.stop = self.stop or (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
             self.link.tell_stop(self.stop)
             say(_STOPPING if self._asked == 1 else "stopping at once")
             for child in self.ranks:
@@ -226,11 +232,12 @@ class Attempt:
             self.guards.remove(child.pid)
         self._judge_late_ends()
         over = all(child.code is not None for child in self.ranks)
-        # While a graph runs, MindSpore turns SIGINT into SIGTERM (its SignalGuard), so either may end a rank.
-        good = {0, 128 + self.stop, 128 + signal.SIGTERM} if self.stop else {0}
+        # A rank may have had its signal from elsewhere, and MindSpore turns SIGINT into SIGTERM while a graph runs.
+        good = {0, *(128 + number for number in STOPS)} if self.stop else {0}
         failed = [child for child in ended if child.code not in good and (child in self.ranks or not over)]
-        if failed:
-            return self._failed(failed[0])
+        early = [child for child in ended if not self.stop and child in self.pulses and self._is_early(child)]
+        if failed or early:
+            return self._failed((failed or early)[0])
         if over:
             code = 128 + self.stop if any(child.code for child in self.ranks) else 0
             self.link.tell_done(code)
@@ -254,15 +261,21 @@ class Attempt:
                 if pulse.finished:
                     child.signal(signal.SIGKILL)
 
+    def _is_early(self, child: Child) -> bool:
+        """Whether a rank has left with exit code 0, and has not said that its work was done: others wait for it."""
+        pulse = self.pulses[child]
+        pulse.look()
+        return child.code == 0 and pulse.beats > 0 and not pulse.finished
+
     def _failed(self, child: Child) -> Outcome:
         code = child.code or TEMPORARY
-        how = f"exit code {code}"
+        how = f"exit code {code}" if child.code else "exit code 0 before its work was done"
         if code > 128:
             how = f"signal {code - 128}" + (", perhaps out of memory" if code == 137 else "")
         message = f"{child.name} ended with {how}"
         self.link.tell_failed(code, message)
         say(f"{message}; the last lines of {child.log}:\n{child.last_lines()}", error=True)
-        return Outcome(code, can_restart=not self.stop and code != UserError.exit_code)
+        return Outcome(code, can_restart=not self.stop and code != BAD_INPUT)
 
     def _judge_silence(self) -> Optional[Outcome]:
         """Whether a rank hangs: it has given no sign of life for too long, or stands stopped."""
@@ -308,7 +321,7 @@ def make_folders(job: Job) -> None:
     """The ranks' folders, with empty logs; what an earlier training has said stays as log.1.txt and so on.
 
     Raises:
-        UserError: one cannot be made or written; TemporaryFailure: the disk is full.
+        UserError: one cannot be made or written.
     """
     for rank in job.ranks:
         folder = job.rank_folder(rank)
@@ -322,8 +335,7 @@ def make_folders(job: Job) -> None:
             open_to_write(beat).close()
             beat.unlink()
         except OSError as error:
-            kind = TemporaryFailure if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
-            raise kind(
+            raise UserError(
                 f"{error.filename or folder}: cannot be written ({error.strerror}); start from a folder that can be"
             ) from error
 

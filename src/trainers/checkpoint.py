@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
 from mindspore import nn
@@ -27,12 +27,13 @@ from mindspore import nn
 from src import __version__
 from src.args import CONFIG_FILE, Config, keys_that_change
 from src.data.names import CLASSES
-from src.errors import TrainingStopped, UserError
+from src.errors import TEMPORARY, TrainingStopped, UserError
 from src.files import (
     atomic_write,
     claim,
     is_device,
     is_directory,
+    is_fixed,
     is_regular,
     next_free,
     open_regular,
@@ -42,10 +43,10 @@ from src.files import (
     try_writing,
     write_text,
 )
-from src.models.architectures import FLAVOURS
+from src.models.architectures import ARCHITECTURES, FLAVOURS
 from src.parameters import assign
 from src.trainers.train_one_step import TrainOneStep
-from src.weights.formats import write_ckpt
+from src.weights.formats import LARGEST, write_ckpt
 from src.weights.load import load_pretrained
 
 MAGIC = b"DDRNet training state 1\n"
@@ -193,18 +194,21 @@ class Checkpoints:
         self.writes = writes
         self.facts = facts or {}
 
-    def holds_a_run(self) -> bool:
-        """Whether the folder has any weights of this network."""
-        return any(is_regular(path) for path in self._weights())
+    def holds_a_run(self) -> str:
+        """The network whose weights the folder has, this run's before another; '' where it has none."""
+        held = (arch for arch in (self.arch, *ARCHITECTURES) if any(map(is_regular, self._weights(arch))))
+        return next(held, "")
 
     def clear(self) -> None:
         """Remove the weights and states of an earlier run."""
         if self.writes:
-            for path in [*self._weights(), *self._files(".state"), *self._files(ASIDE)]:
-                path.unlink(missing_ok=True)
+            for arch in ARCHITECTURES:
+                for path in [*self._weights(arch), *self._files(".state", arch), *self._files(ASIDE, arch)]:
+                    path.unlink(missing_ok=True)
 
-    def _weights(self) -> list[Path]:
-        return [*self._files(".ckpt"), self.best_path, self.folder / f"{self.arch}.ckpt"]
+    def _weights(self, arch: str = "") -> list[Path]:
+        arch = arch or self.arch
+        return [*self._files(".ckpt", arch), self.folder / f"{arch}_best.ckpt", self.folder / f"{arch}.ckpt"]
 
     def lock(self) -> None:
         """Claim the folder until the process ends, sweep what killed runs have left, and see that it can be written.
@@ -221,7 +225,8 @@ class Checkpoints:
         except BlockingIOError as error:
             raise UserError(f"{self.folder}: another run is writing there; stop it or use another folder") from error
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose train_url") from error
+            reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+            raise UserError(f"{self.folder}: cannot be written ({reason}); choose train_url") from error
         if self._lock is None:
             _log.warning("%s: cannot be locked here; see that no second run writes there", self.folder)
         sweep(self.folder, rf"{re.escape(self.arch)}.*", "config", "classes")
@@ -231,7 +236,7 @@ class Checkpoints:
         fixed = (self.best_path, self.best_path.with_suffix(".json"), self.folder / f"{self.arch}.ckpt")
         for path in (*fixed, self.folder / CONFIG_FILE, self.folder / CLASSES):  # what would only show after an epoch
             if kind := _obstacle(path):
-                raise UserError(f"{path}: is a {kind}, in the place of a file; move it away or choose train_url")
+                raise UserError(f"{path}: {kind}; move it away or choose train_url")
 
     def warn_of_little_room(self, network: nn.Cell, step: TrainOneStep, saves: int) -> None:
         """Warn where the disk has less room than `saves` checkpoints to come, the best and the last will take.
@@ -248,6 +253,9 @@ class Checkpoints:
             disk = os.statvfs(self.folder)
         except OSError:  # a file system that does not tell
             return
+        files = 2 * (min(saves, self.keep) + 1) + 8  # and best, last, log, curves, what the run was told
+        if disk.f_files and disk.f_favail < files:  # some file systems do not count
+            _log.warning("%s: %d files can still be made, a run needs up to %d", self.folder, disk.f_favail, files)
         free = disk.f_bavail * disk.f_frsize
         if free < needed - held:
             _log.warning(
@@ -291,7 +299,7 @@ class Checkpoints:
             onward.next_epoch()
         facts = {
             **onward.facts(),
-            "serial": 1 + max((serial for serial, _ in self._ordered()), default=0),
+            "serial": 1 + max((facts["serial"] for facts, _ in self._told()), default=0),
             "config": json.loads(config.model_dump_json()),
             "images_an_update": config.images_an_update,
             "version": __version__,
@@ -311,31 +319,35 @@ class Checkpoints:
         return path
 
     def _drop_old(self) -> None:
-        for old in self.numbered()[: -self.keep]:
+        for _, old in self._told()[: -self.keep]:
             for path in (old, old.with_suffix(".state"), old.with_suffix(ASIDE)):
                 _remove(path)
+        names = {path.name for path in self._entries()}
         for suffix in (".state", ASIDE):
             for state in self._files(suffix):
-                if not is_regular(self.folder / f"{state.name.removesuffix(suffix)}.ckpt"):
+                if f"{state.name.removesuffix(suffix)}.ckpt" not in names:
                     _remove(state)  # of a save or a removal that was killed
 
     def save_best(self, network: nn.Cell, top1: float) -> None:
         """Save <arch>_best.ckpt, and its top-1 beside it.
 
-        A better one, which a run has left that was gone on with from an earlier checkpoint, is kept as _best.1.ckpt.
+        A better one, which a run has left that was gone on with from an earlier checkpoint, is kept as _best.1.ckpt; so
+        is one that nothing says how good it is.
         """
         if not self.writes:
             return
         path, scores = self.best_path, self.best_path.with_suffix(".json")
-        if is_regular(path) and (other := _top1_in(scores)) > top1:
-            kept = next_free(path)
-            try:
-                path.replace(kept)
-                scores.replace(kept.with_suffix(".json"))
-            except OSError as error:
-                raise UserError(f"{path}: cannot be renamed ({error.strerror})") from error
-            _log.info("best weights of another course of this run, top-1 %.5f: kept as %s", other, kept)
-        save_weights(network, path)
+        with weights_file(network, path) as temporary:
+            if is_regular(path) and (other := _top1_in(scores)) > top1 and sha256_of(path) != sha256_of(temporary):
+                kept = next_free(path)
+                try:
+                    path.replace(kept)
+                    if is_regular(scores):
+                        scores.replace(kept.with_suffix(".json"))
+                except OSError as error:
+                    raise UserError(f"{path}: cannot be renamed ({error.strerror})") from error
+                known = "of unknown top-1" if math.isinf(other) else f"top-1 {other:.5f}"
+                _log.info("best weights of another course of this run, %s: kept as %s", known, kept)
         write_text(scores, json.dumps({"top1": top1}) + "\n")
 
     def save_last(self, network: nn.Cell) -> Path:
@@ -346,42 +358,63 @@ class Checkpoints:
         return path
 
     def numbered(self) -> list[Path]:
-        """The numbered checkpoints in the folder, in the order in which they were saved."""
-        return [path for _, path in self._ordered()]
+        """The numbered checkpoints in the folder, in the order in which they were saved.
 
-    def _ordered(self) -> list[tuple[int, Path]]:
-        """Them with their serial numbers; what cannot say its own stands behind the one before it by epoch and step."""
+        What cannot say its own number stands behind the one before it by epoch and step.
+        """
         serial, found = 0, []
         for path in self._files(".ckpt"):
-            own = _serial_in(path.with_suffix(".state"))
-            own = _serial_in(path.with_suffix(ASIDE)) if own is None else own
-            serial = serial if own is None else own
+            serial = _facts_of(path).get("serial", serial)
             found.append((serial, path))
-        return sorted(found, key=lambda pair: pair[0])
+        return [path for _, path in sorted(found, key=lambda pair: pair[0])]
 
-    def _files(self, suffix: str) -> list[Path]:
+    def of_other_runs(self, run: str) -> list[Path]:
+        """The numbered checkpoints that say that they are of another run."""
+        return [path for facts, path in self._told() if facts.get("run", run) != run]
+
+    def _told(self) -> list[tuple[dict[str, Any], Path]]:
+        """The numbered checkpoints that say of themselves what they are, in the order in which they were saved.
+
+        Others, such as weights without their state, are somebody's, and no save takes their place.
+        """
+        found = [(_facts_of(path), path) for path in self._files(".ckpt")]
+        return sorted((pair for pair in found if pair[0]), key=lambda pair: pair[0]["serial"])
+
+    def _files(self, suffix: str, arch: str = "") -> list[Path]:
         """The regular files <arch>-<epoch>_<step><suffix> by epoch and step."""
-        pattern = re.compile(rf"{re.escape(self.arch)}-(\d+)_(\d+){re.escape(suffix)}")
+        pattern = re.compile(rf"{re.escape(arch or self.arch)}-(\d+)_(\d+){re.escape(suffix)}")
         found = []
-        try:
-            entries = list(self.folder.iterdir()) if is_directory(self.folder) else []
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be read ({error.strerror})") from error
-        for path in entries:
+        for path in self._entries():
             match = pattern.fullmatch(path.name)
             if match and is_regular(path):
                 found.append((int(match[1]), int(match[2]), path))
         return [path for *_, path in sorted(found)]
 
+    def _entries(self) -> list[Path]:
+        """All that is in the folder; nothing where there is none."""
+        try:
+            return list(self.folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be read ({error.strerror})") from error
+
     def newest_good(self) -> tuple[Optional[Saved], list[str]]:
-        """The newest whole checkpoint, and a line for each newer one that is damaged."""
-        complaints: list[str] = []
+        """The newest whole checkpoint, and a line for each newer one that is damaged.
+
+        Raises:
+            UserError: none is whole as far as can be told, since the disk or its server fails.
+        """
+        complaints: list[UserError] = []
         for path in reversed(self.numbered()):
             try:
-                return read_saved(path), complaints
+                return read_saved(path), list(map(str, complaints))
             except UserError as error:
-                complaints.append(str(error))
-        return None, complaints
+                complaints.append(error)
+        for complaint in complaints:
+            if complaint.exit_code == TEMPORARY:
+                raise complaint
+        return None, list(map(str, complaints))
 
 
 def read_saved(path: Union[str, Path]) -> Saved:
@@ -408,7 +441,8 @@ def _read_pair(path: Path, state: Path) -> Saved:
             raise UserError(f"{file}: is not there; to go on, {path.name} and {state.name} are needed")
     facts, arrays = _read_state(state)
     try:
-        digest = sha256_of(path)
+        with open_regular(path) as weights:
+            digest = _sha256_of_rest(weights).hex()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if digest != facts.get("weights_sha256"):
@@ -417,17 +451,22 @@ def _read_pair(path: Path, state: Path) -> Saved:
 
 
 def _obstacle(path: Path) -> str:
-    """What a file cannot take the place of; '' where it can, as in that of a link to nowhere."""
+    """Why no file can take a path's place; '' where one can, as in that of a link to nowhere."""
     if is_directory(path) and not path.is_symlink():
-        return "folder"
-    return "device" if is_device(path) else ""
+        return "is a folder, in the place of a file"
+    if is_device(path):
+        return "is a device, in the place of a file"
+    return "can be neither replaced nor removed (it is immutable, or another user's)" if is_fixed(path) else ""
 
 
 def _make_way(path: Path) -> None:
     if kind := _obstacle(path):
         aside = next_free(path)
-        _log.warning("%s: is a %s, in the place of a checkpoint; it is %s now", path, kind, aside.name)
-        path.rename(aside)
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise UserError(f"{path}: {kind}; move it away") from error
+        _log.warning("%s: %s; it is %s now", path, kind, aside.name)
 
 
 def _remove(path: Path) -> None:
@@ -477,21 +516,32 @@ def _write_state(path: Path, facts: dict[str, Any], arrays: dict[str, np.ndarray
 
 def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    start = len(MAGIC) + 32
-    body = memoryview(content)[start:]
-    if content[: len(MAGIC)] != MAGIC or hashlib.sha256(body).digest() != content[len(MAGIC) : start]:
-        raise UserError(f"{path}: is damaged (its SHA-256 does not fit)")
-    try:
-        with np.load(io.BytesIO(body)) as arrays:
-            values = dict(arrays)
+        with open_regular(path) as file:
+            whole = file.read(len(MAGIC)) == MAGIC and file.read(32) == _sha256_of_rest(file)
+            if not whole:
+                raise UserError(f"{path}: is damaged (its SHA-256 does not fit)")
+            file.seek(len(MAGIC) + 32)
+            with np.load(file) as arrays:
+                values = dict(arrays)
         facts = json.loads(values.pop("facts").tobytes())
         _check_facts(facts)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # NumPy and zipfile raise a dozen kinds on what no training wrote
         raise UserError(f"{path}: is no training state of this program ({error})") from error
     return facts, values
+
+
+def _sha256_of_rest(file: BinaryIO) -> bytes:
+    """Of an open file's bytes from here on; b"" where it is larger than any that is written."""
+    if os.fstat(file.fileno()).st_size > LARGEST:
+        return b""
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 22):
+        digest.update(piece)
+    return digest.digest()
 
 
 def _check_facts(facts: dict[str, Any]) -> None:
@@ -505,24 +555,29 @@ def _check_facts(facts: dict[str, Any]) -> None:
     _as_it_acts(config)
 
 
-def _serial_in(state: Path) -> Optional[int]:
-    """The serial number in a state, read without the rest; 0: an earlier version's has none; None: it is unreadable."""
+def _facts_of(path: Path) -> dict[str, Any]:
+    """What a numbered checkpoint says of itself, by its state or by the one that stands aside; {}: nothing."""
+    return _facts_in(path.with_suffix(".state")) or _facts_in(path.with_suffix(ASIDE))
+
+
+def _facts_in(state: Path) -> dict[str, Any]:
+    """A state's facts, read without the rest, the serial number among them; {}: it is unreadable."""
     try:
         with open_regular(state) as file:  # a pipe would be waited for
             if file.read(len(MAGIC)) != MAGIC:
-                return None
+                return {}
             with zipfile.ZipFile(file) as archive, archive.open("facts.npy") as member:
                 facts = json.loads(np.lib.format.read_array(member, allow_pickle=False).tobytes())
-        serial = facts.get("serial") or 0
+        serial = facts.get("serial") or 0  # an earlier version's has none
     except Exception:  # a damaged archive leads its reader anywhere
-        return None
-    return serial if type(serial) is int and 0 <= serial < 1 << 53 else None
+        return {}
+    return {**facts, "serial": serial} if type(serial) is int and 0 <= serial < 1 << 53 else {}
 
 
 def _top1_in(scores: Path) -> float:
-    """The top-1 in a best checkpoint's .json; -1 where there is none."""
+    """The top-1 in a best checkpoint's .json; infinite where there is none."""
     try:
         top1 = read_json(scores, 1 << 16)["top1"]
     except (UserError, KeyError, TypeError):
-        return -1.0
-    return float(top1) if isinstance(top1, (int, float)) else -1.0
+        return math.inf
+    return float(top1) if type(top1) in (int, float) and 0 <= top1 <= 1 else math.inf

@@ -23,7 +23,7 @@ import mindspore as ms
 from src.args import Config, keys_that_change
 from src.distributed.ranks import Ranks
 from src.errors import UserError
-from src.files import is_directory, is_private, read_json, write_text
+from src.files import is_directory, is_private, read_json, sha256_of, write_text
 from src.kernels.build import library
 
 _log = logging.getLogger(__name__)
@@ -87,11 +87,14 @@ class CompileCache:
         ms.set_context(enable_compile_cache=False)
         if self.making is None:
             return
-        files = contents(self.making)
-        if files and kind is None:
-            write_text(self.making / WHOLE, json.dumps(files))
-            with suppress(OSError):  # another process was first
-                self.making.rename(entry)
+        try:
+            files = contents(self.making)
+            if files and kind is None:
+                write_text(self.making / WHOLE, json.dumps(files))
+                with suppress(OSError):  # another process was first
+                    self.making.rename(entry)
+        except (OSError, UserError) as error:  # a full disk, say
+            _log.warning("compile_cache: %s; the compiled step is not kept", error)
         _remove(self.making)
 
 
@@ -118,7 +121,7 @@ def digest(config: Config, ranks: Ranks, *shapes: int) -> str:
 def contents(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of an entry, by its path in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != WHOLE)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): sha256_of(path) for path in files}
 
 
 def is_whole(entry: Path) -> bool:

@@ -1,11 +1,12 @@
-"""SIGTERM, Ctrl-C and a closed terminal end a run in good order: the step is finished and saved first."""
+"""What asks a run to end is waited for while the graph runs; the step is finished and saved first."""
 
 import os
 import signal
 import threading
 from typing import Any, Optional
 
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from src.heartbeat import is_watched
+from src.stops import Requests, listened_to
 
 
 class Interrupted(Exception):
@@ -13,7 +14,7 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Remembers the first of `STOPS` once it is armed; before that, and at a second one, the process ends.
+    """Remembers the first of `src.stops` once it is armed; before that, and at another request, the process ends.
 
     While a graph runs, MindSpore puts its own handler in place of Python's, which turns SIGINT into SIGTERM, and a
     Python handler waits until the running operator returns. So the signals are blocked for this thread and all that it
@@ -28,8 +29,8 @@ class StopSignal:
         self.armed = False
 
     def listen(self) -> "StopSignal":
-        """Take over the signals; to be called before MindSpore starts threads. nohup's SIGHUP stays ignored."""
-        self.stops = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+        """Take over the signals; to be called before MindSpore starts threads."""
+        self.stops = listened_to()
         signal.pthread_sigmask(signal.SIG_BLOCK, self.stops)
         threading.Thread(target=self._wait, name="stop-signal", daemon=True).start()
         return self
@@ -44,8 +45,9 @@ class StopSignal:
             raise Interrupted
 
     def _wait(self) -> None:
+        requests = Requests(launched=is_watched())
         while True:
             number = signal.sigwait(self.stops)
-            if self.number or not self.armed:
+            if not self.armed or requests.is_another(number):
                 os._exit(128 + number)
-            self.number = number
+            self.number = self.number or number

@@ -6,13 +6,16 @@ All that is wrong with either is told here, before kernels and graph are compile
 import hashlib
 import json
 import logging
+import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 from src.args import Config
 from src.data.imagenet import TrainBatches
 from src.distributed.ranks import Ranks
 from src.errors import UserError
+from src.files import is_regular
 from src.tools.get_misc import output_folder
 from src.trainers.checkpoint import Checkpoints, Saved, read_saved
 
@@ -49,21 +52,37 @@ def start_run(config: Config, train: TrainBatches, ranks: Ranks) -> Start:
     checkpoints.lock()
     if not ranks.is_first:
         return Start(checkpoints, None)
-    if not config.resume and not config.overwrite and checkpoints.holds_a_run():
+    held = checkpoints.holds_a_run()
+    if held and not config.overwrite and (not config.resume or held != config.arch):
+        onward = "--resume auto" if held == config.arch else f"--arch {held} --resume auto"
         raise UserError(
-            f"{folder} holds a run of {config.arch}: --resume auto goes on with it, "
+            f"{folder} holds a run of {held}: {onward} goes on with it, "
             "--train_url FOLDER trains elsewhere, --overwrite True removes it"
         )
     saved = _find_saved(config, checkpoints)
+    run = saved.facts.get("run") if saved else None
     if saved:
         _check_same_run(config, saved, facts)
+        others = checkpoints.of_other_runs(run) if run else []
+        if others:
+            raise UserError(
+                f"resume: {folder} holds checkpoints of another run than {saved.path}, such as {others[0].name}, whose "
+                "places this one's would take; move those of one of them away, or choose another train_url"
+            )
+    checkpoints.facts["run"] = run or secrets.token_hex(8)
     return Start(checkpoints, saved)
 
 
 def _find_saved(config: Config, checkpoints: Checkpoints) -> Optional[Saved]:
     """The checkpoint that --resume asks for; None: none is asked for, or with auto there is none."""
     if config.resume != "auto":
-        return read_saved(config.resume) if config.resume else None
+        path = Path(config.resume)
+        if config.resume and path.suffix not in (".ckpt", ".state"):
+            raise UserError(
+                f"resume: is {config.resume!r}; must be auto, or the path of a numbered checkpoint, such as "
+                f"ckpt_0/{config.arch}-12_300.ckpt"
+            )
+        return read_saved(path.with_suffix(".ckpt")) if config.resume else None
     saved, complaints = checkpoints.newest_good()
     if saved is None and complaints:
         more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
@@ -71,6 +90,12 @@ def _find_saved(config: Config, checkpoints: Checkpoints) -> Optional[Saved]:
             f"resume: {checkpoints.folder} holds checkpoints, but none that a run can go on from "
             f"({'; '.join(complaints[:3])}{more}); to start afresh, move them away or choose another "
             "train_url; to start from the weights alone, name one as --pretrained"
+        )
+    last = checkpoints.folder / f"{config.arch}.ckpt"
+    if saved is None and is_regular(last):
+        raise UserError(
+            f"resume: {checkpoints.folder} holds {last.name}, the weights of a run's end, and no checkpoint to go on "
+            "from; to start afresh, move them away or choose another train_url; to start from them, --pretrained"
         )
     for complaint in complaints:
         _log.warning("%s; the one before it is taken", complaint)
