@@ -104,6 +104,16 @@ def test_an_entry_of_rubbish_or_a_file_in_its_place_is_made_anew(content, tmp_pa
         assert not entry.exists()
 
 
+def test_an_entry_that_cannot_be_finished_costs_a_line_and_no_run(tmp_path, caplog):
+    (tmp_path / "cache").mkdir(mode=0o700)
+    cache = CompileCache(parse_cached(tmp_path / "cache"), Ranks())
+    with cache:
+        (cache.making / "graph").write_text("compiled")
+        (cache.making / "whole.json").mkdir()
+    assert "the compiled step is not kept" in caplog.text
+    assert not list((tmp_path / "cache").iterdir())
+
+
 def test_what_dead_processes_left_is_removed_though_another_rank_removes_it_too(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)
