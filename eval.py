@@ -55,8 +55,8 @@ def main(argv: Optional[list[str]] = None) -> None:
             sys.exit(classify(answering(network), rest.images, config, words, outputs.predictions))
         return
 
-    trained = classes_beside(config.pretrained)
-    if trained is not None and len(trained) == len(val.classes):
+    trained = classes_beside(config.pretrained, len(val.classes))
+    if trained is not None:
         check_classes(trained, val.classes, config.data_url, f"{CLASSES} beside {config.pretrained}")
     if val.classes_from == "val":
         log.info("classes: from val/, as there is no train/")

@@ -18,8 +18,8 @@ from src import __version__
 from src.augment_spec import parse_spec
 from src.colours import IMAGENET_MEAN, IMAGENET_STD
 from src.errors import Parser, UserError, printable
-from src.files import is_name, is_regular
-from src.plain_yaml import read_value, read_yaml
+from src.files import is_name, is_regular, read_text
+from src.plain_yaml import LARGEST, read_value, read_yaml
 
 MOST = 10**9  # what any count may be; keys that cost memory or time have lower limits of their own
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,7 +34,8 @@ Area = Annotated[float, Field(ge=1e-4, le=1)]
 Ratio = Annotated[float, Field(ge=0.01, le=100)]
 Colours = Union[tuple[float, float, float], Literal["auto"]]
 
-CONFIG_FILE = "config.yaml"  # what a run writes beside its weights
+CONFIG_FILE = "config.yaml"  # what a run writes beside its weights, and how that begins
+CONFIG_HEAD = "# What this run was told, whole."
 # What a network was trained with and must be used with.
 OF_THE_NETWORK = (
     "arch", "flavour", "num_classes", "image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std",
@@ -401,6 +402,7 @@ def parse_args(
         beside = Path(Config(pretrained=values["pretrained"]).pretrained).parent / CONFIG_FILE
         if is_regular(beside):
             trained = _values_in(str(beside), "")
+            _check_whole(beside, trained)
             told = [name for name in OF_THE_NETWORK if name in values and name in trained]
             rest.notes = [
                 f"{name}: {values[name]!r}, but {beside} says {trained[name]!r}, which the weights were trained with"
@@ -430,6 +432,20 @@ def _values_in(path: str, place: str) -> dict[str, Any]:
             raise UserError(f"{path}: unknown key {shown!r}{_nearest(shown, Config.model_fields)}")
     _check(values, f"{path}: ")
     return values
+
+
+def _check_whole(path: Path, values: dict[str, Any]) -> None:
+    """Refuse a run's config.yaml that a full disk or a broken copy has cut: defaults would stand in for what it lacks.
+
+    Raises:
+        UserError: it is empty, or begins as a run writes it and lacks keys of the network.
+    """
+    missing = [name for name in OF_THE_NETWORK if name not in values]
+    if missing and (not values or read_text(path, LARGEST).startswith(CONFIG_HEAD)):
+        raise UserError(
+            f"{path}: is cut short, it lacks {', '.join(missing)}; copy it again, or move it away and say all by "
+            "--ddr_config and flags"
+        )
 
 
 def with_values(config: Config, values: dict[str, Any], place: str) -> Config:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from src import __version__
-from src.args import CONFIG_FILE, Config
+from src.args import CONFIG_FILE, CONFIG_HEAD, Config
 from src.data.names import CLASSES
 from src.errors import printable
 from src.files import write_text
@@ -26,7 +26,7 @@ def write_run(folder: Path, config: Config, classes: list[str], command: str) ->
     """
     values = {**config.model_dump(mode="json"), "resume": "", "overwrite": False}
     again = printable(command, MOST_COMMAND)  # one line, which neither ends the comment nor spoils the YAML
-    head = f"# What this run was told, whole. Written by ddrnet {__version__}; the same run again:\n# {again}\n\n"
+    head = f"{CONFIG_HEAD} Written by ddrnet {__version__}; the same run again:\n# {again}\n\n"
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     write_text(folder / CONFIG_FILE, head + text)
     write_text(folder / CLASSES, json.dumps(classes, ensure_ascii=False, indent=0) + "\n")

@@ -53,6 +53,20 @@ def test_names_and_commands_of_any_bytes_are_written_and_read_again(tmp_path):
     assert command.startswith(r"# python train.py --set 'a\nb\x1b' --data_url 'photos \udce9' x")
 
 
+def test_a_configuration_or_names_that_are_cut_or_another_run_s_are_refused(tmp_path):
+    write_run(tmp_path, Config(num_classes=3), ["a", "b", "c"], "python train.py")
+    weights, path = str(tmp_path / "DDRNet23.ckpt"), tmp_path / "config.yaml"
+    whole = path.read_text()
+    for content in ("", whole[: whole.index("std:")]):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"config\.yaml: is cut short, it lacks .*std; copy it again"):
+            parse_args(["--pretrained", weights], beside_weights=True)
+    path.write_text("num_classes: 3\n")  # somebody's own may say little
+    assert parse_args(["--pretrained", weights], beside_weights=True)[0].num_classes == 3
+    with pytest.raises(UserError, match=r"classes\.json: has 3 names, but the network beside it has 4 classes"):
+        classes_beside(weights, 4)
+
+
 def test_eval_and_export_need_nothing_but_the_weights(run, digits, tmp_path):
     flags = ["--ddr_config", TINY, "--data_url", digits, "--num_classes", 10, "--crop_mode", "center"]
     values = yaml.safe_load((run / "ckpt_0/config.yaml").read_text())

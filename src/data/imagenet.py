@@ -141,10 +141,10 @@ def class_names(config: "Config") -> Optional[list[str]]:
     """The names of a trained network's outputs: from beside its weights, else as `classes_in_data`.
 
     Raises:
-        UserError: as `classes_in_data`; or the names beside the weights are damaged.
+        UserError: as `classes_in_data`; or the names beside the weights are damaged, or another network's.
     """
-    beside = classes_beside(config.pretrained)
-    return beside if beside is not None and len(beside) == config.num_classes else classes_in_data(config)
+    beside = classes_beside(config.pretrained, config.num_classes or None)
+    return classes_in_data(config) if beside is None else beside
 
 
 def classes_in_data(config: "Config") -> Optional[list[str]]:

@@ -11,11 +11,15 @@ CLASSES = "classes.json"
 _MOST_BYTES = 64 * 2**20  # the names of a million classes fit
 
 
-def classes_beside(weights: str) -> Optional[list[str]]:
+def classes_beside(weights: str, count: Optional[int] = None) -> Optional[list[str]]:
     """The names of the classes that lie beside a weights file; None: there are none.
 
+    Args:
+        weights: the file.
+        count: how many classes its network has, where that is known.
+
     Raises:
-        UserError: the file is damaged.
+        UserError: the names are damaged, or another network's.
     """
     path = Path(weights).parent / CLASSES
     if not weights or not is_regular(path):
@@ -23,6 +27,11 @@ def classes_beside(weights: str) -> Optional[list[str]]:
     names = read_json(path, _MOST_BYTES)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise UserError(f"{path}: must be a list of different names; remove it, or write it anew by training")
+    if count is not None and len(names) != count:
+        raise UserError(
+            f"{path}: has {len(names)} names, but the network beside it has {count} classes; it is another run's: "
+            "remove it, or copy the right one"
+        )
     return names
 
 
