@@ -5,10 +5,10 @@
     python benchmarks/soak.py --folder /dev/shm/soak    # in memory, as a run writes half a gigabyte
 
 The moments: any; while a file is written or has just got its name; while the epoch is validated; while the step is
-compiled, with an empty compile cache. The signals: SIGKILL, SIGTERM, SIGINT, SIGHUP, and a second one on the heels of
-the first. Prints one JSON line: kills by signal and by moment, runs that were resumed, runs that ended, and losses:
-runs whose final weights or metrics differ in any bit from the run that was left alone, or that leave a temporary file
-or a process behind. Nothing but 0 losses is right.
+compiled, with an empty compile cache. The signals: SIGKILL, SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, and a second one
+after the first, at once or when it counts as another request. Prints one JSON line: kills by signal and by moment, runs
+that were resumed, runs that ended, and losses: runs whose final weights or metrics differ in any bit from the run that
+was left alone, or that leave a temporary file or a process behind. Nothing but 0 losses is right.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from tests.processes import alive, end_all
 
 IN_MOVED_TO, IN_CREATE = 0x80, 0x100  # inotify(7)
 MOMENTS = ["any"] * 4 + ["write"] * 4 + ["validation"] * 2 + ["compile"]
-SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+SIGNALS = [signal.SIGKILL] * 5 + [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1]
 OFTEN = (r"-\d+_\d+\.ckpt", r"\.state")  # files that are written again and again, and those
 ONCE = (r"_best\.ckpt", r"_best\.json", "metrics", "curves", "config", "classes", r"Slim\.ckpt")
 FILES = OFTEN * 2 + ONCE
@@ -209,7 +209,7 @@ class Soak:
             send(pid, number)
         sent = f"{whom} {number.name}".strip()
         if number != signal.SIGKILL and self.rng.random() < 0.4:
-            time.sleep(self.rng.choice([0.0, self.rng.uniform(0, 0.5)]))
+            time.sleep(self.rng.choice([0.0, self.rng.uniform(0, 0.5), self.rng.uniform(1, 2)]))
             second = self.rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
             send(process.pid, second)
             sent += f" {second.name}"
