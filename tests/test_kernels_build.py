@@ -48,7 +48,9 @@ def script(path: Path, code: str) -> Path:
     return path
 
 
-def start(folder: Path, compiler: object, before: str = "", **environment: str) -> subprocess.Popen:
+def start(
+    folder: Path, compiler: object, before: str = "", wrapper: tuple = (), **environment: str
+) -> subprocess.Popen:
     code = (
         "import logging; from pathlib import Path; from src.kernels import build; logging.basicConfig(); "
         f"build.FOLDER, build.COMPILERS = Path({str(folder)!r}), ({str(compiler)!r},); {before}"
@@ -56,7 +58,7 @@ def start(folder: Path, compiler: object, before: str = "", **environment: str) 
     )
     environment = {**os.environ, "HOME": "/nowhere", **environment}
     return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, text=True,
+        [*wrapper, sys.executable, "-c", code], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -185,6 +187,20 @@ def test_a_closed_installation_keeps_them_in_a_home_that_is_ours_alone(home, fol
         assert found == {"None"}
         assert not list(tmp_path.glob("**/*.so"))
         assert not (tmp_path / "log").exists()
+
+
+PLACES = {"nothing may be loaded from": "noexec", "is full": "size=1m"}
+MOUNTED = 'mount -t tmpfs -o "$1,mode=700" none "$2" && shift 2 && exec "$@"'
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_where_one_folder_does_not_serve_the_next_does(kind, folder, compiler, tmp_path):
+    mounted = ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNTED, "sh", PLACES[kind]]
+    if subprocess.run([*mounted, "/mnt", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    (tmp_path / "home").mkdir(mode=0o700)
+    made, errors = load(folder, compiler, "", (*mounted, folder / "build"), HOME=str(tmp_path / "home"))
+    assert [str(path) for path in (tmp_path / "home/.cache/ddrnet-kernels").iterdir()] == [made], errors
 
 
 MISBEHAVING = {

@@ -81,6 +81,10 @@ RUBBISH = [
     b'{"node": 1, "nodes": 2, "attempt": 0, "challenge": "x", "proof": "' + b"0" * 64 + b'"}\n',
     b'{"node": 1, "nodes": 2, "attempt": 0, "proof": 7}\n',
     b'{"node": 1, "nodes": 2, "attempt": 0, "proof": "\\ud800"}\n',
+    b'{"node": "\\ud800", "proof": "x"}\n',
+    b'{"node": 1, "nodes": 2, "attempt": 0, "challenge": "\\udfff", "proof": "x"}\n',
+    b'{"node": 1e999, "nodes": -Infinity, "attempt": NaN, "proof": "x"}\n',
+    b'{"node": ' + b"9" * 5000 + b', "proof": "x"}\n',
     b'{"node": [], "nodes": {}, "attempt": null, "proof": "' + "é".encode() + b'"}\n',
     b"[]\n7\nnull\n",
     b"[" * 30000 + b"\n",
@@ -176,7 +180,10 @@ def test_a_server_that_was_started_again_takes_its_own_place_and_the_attempt_of_
     time.sleep(0.5)
     gone.cancelled = True
     gone.join(5)
-    again, third = Server(job_of(1, port, nodes=3)), Server(job_of(2, port, nodes=3), attempt=2)
+    third = Server(job_of(2, port, nodes=3), attempt=2)
+    time.sleep(0.5)
+    assert first.link is None  # the one that has gone does not count
+    again = Server(job_of(1, port, nodes=3))
     assert [server.met().attempt for server in (first, again, third)] == [2, 2, 2]
 
 

@@ -2,11 +2,15 @@
 
 import json
 import os
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from src.tools.callback import Metrics
+from tests.conftest import ROOT
 
 RECORDS = [{"epoch": epoch, "loss": 1.0 / epoch, "lr": 0.1, "step": epoch} for epoch in (1, 2, 3)]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
@@ -77,3 +81,31 @@ def test_curves_that_cannot_be_drawn_or_written_are_a_warning(tmp_path, caplog):
     metrics.add({"epoch": 1, "loss": "rubbish", "lr": None, "top1": float("nan")})
     metrics.draw(RATES)
     assert any("goes on without" in record.message for record in caplog.records)
+
+
+EVENTS = """
+import logging, sys
+from pathlib import Path
+from src.tools.callback import Events
+logging.basicConfig(format="%(message)s")
+events = Events(Path(sys.argv[1]), 1, enabled=True)
+for epoch in range(1, 9):
+    events.add({"epoch": epoch, **{f"value {number}": 0.5 for number in range(400)}})
+print("end")
+"""
+
+
+@pytest.mark.parametrize("kind", ["full", "folder", "nowhere"])
+def test_events_that_cannot_be_written_cost_a_line_and_neither_wait_nor_end_the_run(kind, tmp_path):
+    folder = tmp_path / "events"
+    if kind == "folder":
+        folder.write_text("a file")
+    done = subprocess.run(
+        [sys.executable, "-c", EVENTS, "/dev/null/events" if kind == "nowhere" else folder],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+    assert done.stderr.startswith("tensorboard: ")
+    assert done.stderr.endswith("; the run goes on without\n")
+    assert done.stderr.count("\n") == 1

@@ -42,6 +42,7 @@ FLAGS = (
 LIMIT = 600  # seconds that compiling may take
 ASKING_LIMIT = 20  # seconds that a compiler may take to tell its version, and a process to load what it made
 LARGEST = 100_000_000  # bytes of a library
+ROOM = 32 << 20  # bytes that compiling may take, with what lies between
 MOST_OUTPUT = 1 << 16  # bytes of what a compiler says
 DAY = 24 * 3600
 SEAL = b"\nsha256:"  # before the digest, behind the library's own bytes
@@ -123,15 +124,16 @@ def _is_ours(path: Path) -> bool:
 
 
 def _is_open(folder: Path) -> bool:
-    """Whether a library can be kept in a folder, which is made, and closed to others, where it is this user's."""
+    """Whether a library can be made in a folder, which is made, and closed to others, where it is this user's."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid == os.geteuid() and stat.S_IMODE(folder.stat().st_mode) & 0o022:
             folder.chmod(0o700)
         if not _is_ours(folder):
             return False
+        disk = os.statvfs(folder)
         with tempfile.TemporaryFile(dir=folder):
-            return True
+            return disk.f_bavail * disk.f_frsize >= ROOM
     except OSError:
         return False
 

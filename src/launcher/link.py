@@ -228,7 +228,7 @@ def connect(
 def _proof(job: Job, role: str, challenge: Any, hello: dict[str, Any]) -> str:
     """What only a server of the job can say to a challenge."""
     facts = [role, str(challenge), *(str(hello.get(name)) for name in ("node", "nodes", "attempt", "challenge"))]
-    return hmac.new(job.key, "\0".join(facts).encode("utf-8", "surrogateescape"), "sha256").hexdigest()
+    return hmac.new(job.key, "\0".join(facts).encode("utf-8", "surrogatepass"), "sha256").hexdigest()
 
 
 class _Stranger:
@@ -270,6 +270,7 @@ def _gather(
                 _admit(server, strangers)
                 for stranger in list(strangers):
                     _examine(job, stranger, strangers, peers, say)
+                _drop_gone(peers)
                 time.sleep(0.05)
             agreed = max([attempt, *(hello["attempt"] for _, hello in peers.values())])
             for lines, hello in peers.values():
@@ -280,6 +281,20 @@ def _gather(
         finally:
             for lines in [stranger.lines for stranger in strangers] + [lines for lines, _ in peers.values()]:
                 lines.close()
+
+
+def _drop_gone(peers: dict[int, tuple[Connection, dict[str, Any]]]) -> None:
+    """Wait again for servers whose launchers have ended before the others had come."""
+    for node, (lines, _) in list(peers.items()):
+        try:
+            messages = lines.read()
+        except ValueError:
+            messages = None
+        if messages is None:
+            del peers[node]
+            lines.close()
+        else:
+            lines.unread(messages)
 
 
 def _admit(server: socket.socket, strangers: list[_Stranger]) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -132,7 +132,9 @@ def clock(seconds: float) -> str:
 
 
 class Events:
-    """Event files that TensorBoard opens, written by tensorboardX; like `Metrics` they never end a run.
+    """Event files that TensorBoard opens, in tensorboardX's format; like `Metrics` they never end a run.
+
+    Its SummaryWriter is not used: that writes in a thread of its own, which a full disk ends, and then waits for it.
 
     Args:
         folder: where they lie.
@@ -144,30 +146,48 @@ class Events:
     """
 
     def __init__(self, folder: Path, first_epoch: int = 1, enabled: bool = False) -> None:
-        self.writer = None
+        self.writer: Any = None
         if not enabled:
             return
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.summary import scalar
         except ImportError as error:
             raise UserError("tensorboard: needs the package tensorboardX: pip install tensorboardX") from error
-        try:
-            self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
-        except OSError as error:
-            _log.warning("tensorboard: %s cannot be written (%s); the run goes on without", folder, error.strerror)
+        self._event, self._scalar = Event, scalar
+
+        def begin() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.writer = EventsWriter(str(folder / "events"))
+            self._write(first_epoch, session_log=SessionLog(status=SessionLog.START))
+            self.writer.flush()
+
+        self._try(begin)
 
     def add(self, record: dict[str, Any]) -> None:
         """Add an epoch's numbers."""
-        if self.writer is None:
-            return
-        try:
+
+        def write() -> None:
             for name, value in record.items():
                 if name != "epoch" and isinstance(value, (int, float)):
-                    self.writer.add_scalar(name, value, record["epoch"])
+                    self._write(record["epoch"], summary=self._scalar(name, value))
             self.writer.flush()
+
+        if self.writer is not None:
+            self._try(write)
+
+    def _write(self, epoch: int, **content: Any) -> None:
+        self.writer.write_event(self._event(wall_time=time.time(), step=epoch, **content))
+
+    def _try(self, work: Callable) -> None:
+        try:
+            work()
         except Exception as error:  # as in Metrics
             _log.warning("tensorboard: %s; the run goes on without", error)
-            self.writer = None
+            writer, self.writer = self.writer, None
+            with suppress(Exception):  # it cannot write the rest
+                writer.close()
 
 
 class Metrics:
