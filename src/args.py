@@ -7,6 +7,7 @@ published DDRNet23, which docs/recipe.md compares item by item; a YAML file over
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -221,10 +222,12 @@ class Config(BaseModel):
     @field_validator(*PATHS)
     @classmethod
     def _home(cls, value: str) -> str:
-        """The shell replaces ~ in --train_url ~/x, but neither in --train_url=~/x nor in a file."""
+        """The shell replaces ~ in --train_url ~/x, but neither in --train_url=~/x nor in a file, and there no $HOME."""
         path = os.path.expanduser(value)  # noqa: PTH111 (a Path would drop the // of obs://)
         if path.startswith("~"):
             raise ValueError("must begin with another folder: there is no such user")
+        if re.search(r"(^|/)(\$\w+|\$\{\w+\})(/|$)", path):  # it would become a folder of that name
+            raise ValueError("must have the variable's value in its place, as no shell has replaced it")
         return path
 
     @field_validator("*", mode="before")
@@ -530,11 +533,16 @@ def check_pairs(config: Config) -> None:
 
 
 def check_addresses(config: Config) -> None:
-    """On ModelArts data and outputs lie in an object store.
+    """On ModelArts data and outputs lie in an object store, and nowhere else.
 
     Raises:
-        UserError: data_url or train_url is no address there.
+        UserError: data_url or train_url is no address there; or an address elsewhere, of which a folder would be made.
     """
+    if "://" in config.train_url and not config.run_modelarts:
+        raise UserError(
+            f"train_url: is {printable(repr(config.train_url))}, an address; name a folder, or on ModelArts add "
+            "--run_modelarts True"
+        )
     for name in ("data_url", "train_url") if config.run_modelarts else ():
         if "://" not in getattr(config, name):
             shown = printable(repr(getattr(config, name)))

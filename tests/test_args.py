@@ -277,6 +277,23 @@ def test_a_tilde_is_the_home_folder_in_files_and_flags(tmp_path, monkeypatch):
     assert (config.resume, config.pretrained) == (f"{tmp_path}/a.ckpt", "obs://b/~/c")
 
 
+@pytest.mark.parametrize("path", ["$HOME/out", "${SCRATCH}/out", "/data/$USER", "a/${x}/b"])
+def test_a_variable_that_no_shell_has_replaced_names_no_folder(path, tmp_path):
+    with pytest.raises(UserError, match=r"train_url: must have the variable's value in its place"):
+        parse_args(["--ddr_config", write(tmp_path, f"train_url: {path}\n")])
+
+
+@pytest.mark.parametrize("path", ["/data/$RECYCLE.BIN", "cost$/a", "a$b"])
+def test_a_dollar_that_is_no_variable_is_one(path, tmp_path):
+    assert parse_args(["--ddr_config", write(tmp_path, f"train_url: {path}\n")])[0].train_url == path
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/out", "file:///tmp/out", "obs://bucket/out"])
+def test_an_address_is_no_folder_but_on_modelarts(address):
+    with pytest.raises(UserError, match=r"train_url: is '.*', an address; name a folder, or on ModelArts add"):
+        parse_args(["--train_url", address], purpose="train")
+
+
 @pytest.mark.parametrize(
     ("purpose", "flags", "said"),
     [

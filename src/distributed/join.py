@@ -67,6 +67,8 @@ def join(config: Config) -> tuple[Config, Ranks]:
         config = config.model_copy(update={"device_target": find_device()})
         _log.info("device_target: %s, which is there", config.device_target)
     world = _number("RANK_SIZE", _number("MS_WORKER_NUM", 1))
+    if world < 1:
+        raise UserError("RANK_SIZE, MS_WORKER_NUM: must be at least 1 in the environment, or unset")
     if config.device_num not in (1, world):
         raise UserError(
             f"device_num: is {config.device_num}, but {world} process(es) were started; "
