@@ -463,11 +463,13 @@ DOUBLED = b"".join(b"q%ch%c\x86" % (place, place) for place in range(60))  # a p
         (b"\x80\x02}K\x01" + DOUBLED + b"K\x01s.", "more objects in each other"),  # as a key: hashed for ever
         (b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.", "more objects in each other"),  # a stack that overflows
         (b"\x80\x02" + b"]" * 1_100_000 + b".", "takes more than 1000000 steps"),
+        (b"\x80\x02c" + b"A" * 100_000 + b"\nB\n)R.", "names a class by more than 500 characters"),
+        (b"\x80\x02X\xa0\x86\1\0" + b"A" * 100_000 + b")R.", "calls what is no class"),
         (b"\x80\x04}.", "is of protocol 4"),
         (b"\x80\x02}", "is not whole"),
         (b"\x80\x02s.", "is not whole"),
     ],
-    ids=["doubled", "deep", "long", "newer", "cut", "empty stack"],
+    ids=["doubled", "deep", "long", "name", "call", "newer", "cut", "empty stack"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_that_would_build_too_much_is_refused_before_it_is_built(tmp_path, pickled, said, zipped):

@@ -2,17 +2,29 @@
 
 A pickle of some hundred bytes may stand for a tuple in a tuple, a hundred thousand deep, or for one whose parts are
 doubled sixty times: as a key of a dict, the first ends the process and the second takes for ever. The weights-only
-reader of PyTorch runs no code, but builds both. Here the stack of the pickle machine is followed with sizes alone.
+reader of PyTorch runs no code, but builds both, and its message on an unknown class takes hours where the name is
+long. Here the stack of the pickle machine is followed with sizes alone.
 """
 
 import pickletools
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 MOST_STEPS = 1_000_000  # opcodes of a pickle; a network's weights with an optimizer's state take 100,000
 MOST_OBJECTS = 10_000_000  # counting what is referred to again as often as that is done
 DEEPEST = 500  # objects in each other
+LONGEST = 500  # characters of a class's name
 _INTO_THE_FIRST = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
-_MARK = (0, 0)
+
+
+class _Part(NamedTuple):
+    """An object on the stack: how many it is with all its parts, how deep they lie, and whether it can be called."""
+
+    size: int
+    depth: int
+    can_be_called: bool = False
+
+
+_MARK = _Part(0, 0)
 
 
 class HostilePickle(ValueError):
@@ -39,8 +51,8 @@ def check_pickles(stream: BinaryIO, most: int = 1) -> None:
 
 
 def _check(stream: BinaryIO) -> None:
-    stack: list[tuple[int, int]] = []  # of each object its size, itself and all its parts, and its depth
-    memo: dict[object, tuple[int, int]] = {}
+    stack: list[_Part] = []
+    memo: dict[object, _Part] = {}
     for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         name = opcode.name
         if step == MOST_STEPS:
@@ -55,20 +67,26 @@ def _check(stream: BinaryIO) -> None:
             stack.append(_MARK)
         elif name == "DUP":
             stack.append(stack[-1])
+        elif name == "GLOBAL":
+            if len(str(argument)) > LONGEST:
+                raise HostilePickle(f"names a class by more than {LONGEST} characters")
+            stack.append(_Part(1, 1, can_be_called=True))
         else:
             parts = _popped(stack, [part.name for part in opcode.stack_before])
-            base = parts[0] if name in _INTO_THE_FIRST else (1, 1)
+            if name in ("REDUCE", "NEWOBJ") and not parts[0].can_be_called:
+                raise HostilePickle("calls what is no class")
+            base = parts[0] if name in _INTO_THE_FIRST else _Part(1, 1)
             inner = parts[1:] if name in _INTO_THE_FIRST else parts
-            size = base[0] + sum(size for size, _ in inner)
-            depth = max(base[1], 1 + max((depth for _, depth in inner), default=0))
+            size = base.size + sum(part.size for part in inner)
+            depth = max(base.depth, 1 + max((part.depth for part in inner), default=0))
             if size > MOST_OBJECTS or depth > DEEPEST:
                 raise HostilePickle("holds more objects in each other than weights do")
-            stack += [(size, depth)] * len(opcode.stack_after)
+            stack += [_Part(size, depth)] * len(opcode.stack_after)
 
 
-def _popped(stack: list[tuple[int, int]], names: list[str]) -> list[tuple[int, int]]:
+def _popped(stack: list[_Part], names: list[str]) -> list[_Part]:
     """What an opcode takes from the stack, without the mark: the lowest first."""
-    parts: list[tuple[int, int]] = []
+    parts: list[_Part] = []
     if "mark" in names:
         while (part := stack.pop()) is not _MARK:
             parts.append(part)
