@@ -18,6 +18,8 @@ from typing import IO, Any, BinaryIO, Optional, Union
 
 from src.errors import PASSING, UserError, printable
 
+LARGEST = 4 << 30  # bytes of a file; DDRNet39 with an optimizer's two moments and averaged weights is 0.7 GB
+
 
 @contextmanager
 def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
@@ -328,10 +330,12 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a regular file, in hexadecimal.
 
     Raises:
-        OSError: it is none, or cannot be read.
+        OSError: it is none, cannot be read, or is larger than any that is written here: its end might not be reached.
     """
     digest = hashlib.sha256()
     with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST:
+            raise OSError(errno.EFBIG, "File too large")
         while piece := file.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()

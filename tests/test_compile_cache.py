@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,66 @@ def test_an_entry_of_rubbish_or_a_file_in_its_place_is_made_anew(content, tmp_pa
     entry.write_text("a file")
     with CompileCache(config, Ranks()):
         assert not entry.exists()
+
+
+ODD = {
+    "a loop": lambda entry: (shutil.rmtree(entry), entry.symlink_to(entry.name)),
+    "a pipe": lambda entry: (shutil.rmtree(entry), os.mkfifo(entry)),
+    "a pipe for its list": lambda entry: ((entry / "whole.json").unlink(), os.mkfifo(entry / "whole.json")),
+    "no end": lambda entry: os.truncate(entry / "graph", 1 << 42),
+    "a file more": lambda entry: (entry / "more").write_text("x"),
+    "a file less": lambda entry: (entry / "graph").unlink(),
+    "a file for all": lambda entry: (entry / "graph").chmod(0o666),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_whatever_has_become_of_an_entry_it_is_made_anew_at_once(kind, tmp_path):
+    config, entry = entry_of(tmp_path)
+    ODD[kind](entry)
+    cache = CompileCache(config, Ranks())
+    with cache:
+        assert cache.making
+        (cache.making / "graph").write_text("compiled")
+    assert (entry / "graph").read_text() == "compiled"
+    with CompileCache(config, Ranks()):
+        assert (entry / "graph").exists()
+
+
+def test_files_that_the_umask_opens_to_all_are_closed(tmp_path):
+    before = os.umask(0)
+    try:
+        _, entry = entry_of(tmp_path)
+    finally:
+        os.umask(before)
+    assert entry.stat().st_mode & 0o777 == 0o700
+    assert (entry / "graph").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_damaged_entry_that_cannot_be_removed_is_not_used(tmp_path, caplog):
+    config, entry = entry_of(tmp_path)
+    (entry / "graph").write_text("damaged")
+    flag = ["chattr", "+i", entry / "graph"]
+    if not shutil.which("chattr") or subprocess.run(flag, capture_output=True, check=False).returncode:
+        pytest.skip("files cannot be closed here")
+    try:
+        cache = CompileCache(config, Ranks())
+        with cache:
+            assert cache.entry is cache.making is None
+        assert "cannot be removed; the compiled step is not kept" in caplog.text
+    finally:
+        subprocess.run(["chattr", "-i", entry / "graph"], check=True)
+
+
+def entry_of(folder: Path) -> tuple[Config, Path]:
+    """A cache with one entry."""
+    (folder / "cache").mkdir(mode=0o700)
+    config = parse_cached(folder / "cache")
+    cache = CompileCache(config, Ranks())
+    with cache:
+        (cache.making / "graph").write_text("compiled")
+    [entry] = (folder / "cache").iterdir()
+    return config, entry
 
 
 def test_an_entry_that_cannot_be_finished_costs_a_line_and_no_run(tmp_path, caplog):

@@ -29,6 +29,7 @@ from src.args import CONFIG_FILE, Config, keys_that_change
 from src.data.names import CLASSES
 from src.errors import TEMPORARY, TrainingStopped, UserError
 from src.files import (
+    LARGEST,
     atomic_write,
     claim,
     is_device,
@@ -46,7 +47,7 @@ from src.files import (
 from src.models.architectures import ARCHITECTURES, FLAVOURS
 from src.parameters import assign
 from src.trainers.train_one_step import TrainOneStep
-from src.weights.formats import LARGEST, write_ckpt
+from src.weights.formats import write_ckpt
 from src.weights.load import load_pretrained
 
 MAGIC = b"DDRNet training state 1\n"

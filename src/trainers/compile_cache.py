@@ -60,6 +60,10 @@ class CompileCache:
         if os.path.lexists(self.entry) and not is_whole(self.entry):
             _log.warning("compile_cache: %s is damaged, compiling anew", self.entry)
             _remove(self.entry)
+            if os.path.lexists(self.entry):
+                _log.warning("compile_cache: %s cannot be removed; the compiled step is not kept", self.entry)
+                self.entry = None
+                return
         if not os.path.lexists(self.entry):
             try:
                 self.entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,6 +93,8 @@ class CompileCache:
             return
         try:
             files = contents(self.making)
+            for name in files:
+                (self.making / name).chmod(0o600)
             if files and kind is None:
                 write_text(self.making / WHOLE, json.dumps(files))
                 with suppress(OSError):  # another process was first
@@ -125,8 +131,9 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def is_whole(entry: Path) -> bool:
-    """Whether an entry holds what it held when it was made."""
+    """Whether an entry holds what it held when it was made, and nobody else could have written to it."""
     try:
-        return read_json(entry / WHOLE, 1 << 24) == contents(entry)
+        files = contents(entry)
+        return all(is_private(entry / name) for name in [WHOLE, *files]) and read_json(entry / WHOLE, 1 << 24) == files
     except (OSError, UserError):
         return False

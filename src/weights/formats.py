@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Optional
 import numpy as np
 
 from src.errors import UserError, printable
-from src.files import atomic_write, open_regular, read_bytes
+from src.files import LARGEST, atomic_write, open_regular, read_bytes
 from src.weights.names import listed, without_wrappers
 from src.weights.pickles import HostilePickle, check_pickles
 
@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 
 SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
 MOST_RECORDS = 50_000  # of a .ckpt, and members of a .pth; a network with an optimizer's state has 2,000
-LARGEST = 4 << 30  # bytes of a file; DDRNet39 with an optimizer's two moments and averaged weights is 0.7 GB
 
 # Under which of its keys a PyTorch file has the weights, the first that it has; averaged ones only where there are no
 # others.
