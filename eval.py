@@ -50,10 +50,12 @@ def main(argv: Optional[list[str]] = None) -> None:
     val = None if rest.images else create_dataset(config, "val", ranks.rank, ranks.world)
     network = build_classifier(config)
     if val is None:
+        code = 0
         if ranks.is_first:
             words = with_words(find_class_names(config), config.data_url)
-            sys.exit(classify(answering(network), rest.images, config, words, outputs.predictions))
-        return
+            code = classify(answering(network), rest.images, config, words, outputs.predictions)
+        finish()
+        sys.exit(code)
 
     trained = classes_beside(config.pretrained, len(val.classes))
     if trained is not None:
