@@ -181,6 +181,26 @@ def test_single_images_are_answered_without_data_and_what_is_none_is_named(
     assert [lines[6 * row + 1].split()[-1] for row in range(3)] == [DIGITS[index] for index in logits.argmax(1)]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("std", None, "not from export.py"),
+        ("classes", [["a"]] * 10, "classes must be a list of names"),
+        ("classes", ["a"] * 10, "classes must be 10 different names"),
+        ("num_classes", True, "not from export.py"),
+    ],
+)
+def test_metadata_that_lack_or_muddle_what_figures_rest_on_are_refused(key, value, said, exported, tmp_path):
+    model = onnx.load(exported)
+    item = next(item for item in model.metadata_props if item.key == key)
+    item.value = json.dumps(value)
+    if value is None:
+        model.metadata_props.remove(item)
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(UserError, match=said):
+        OnnxNetwork(tmp_path / "net.onnx")
+
+
 @pytest.mark.parametrize(("key", "value"), [("crop_mode", "sideways"), ("mean", [0.5, 0.5])])
 def test_metadata_that_no_export_writes_are_refused_by_name(key, value, exported, digits, tmp_path):
     model = onnx.load(exported)

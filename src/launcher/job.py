@@ -130,7 +130,7 @@ def plan(options: argparse.Namespace) -> Job:
     }
     host = environment.get("MASTER_ADDR", "")
     secret = [environment.get("JOB_TOKEN", "")]
-    if options.rank_table:
+    if options.rank_table is not None:
         table = read_rank_table(options.rank_table)
         server = find_server(table, environment.get("SERVER_ID", ""))
         nodes, node, world = len(table.servers), table.servers.index(server), table.world

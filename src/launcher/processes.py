@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -174,6 +175,8 @@ class Child:
         except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
             raise UserError(f"{error.filename}: cannot be used to start {name} ({error.strerror})") from error
         except (OSError, subprocess.SubprocessError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOEXEC):
+                raise UserError(f"{name} cannot be started ({error.strerror})") from error
             raise TemporaryFailure(f"{name} cannot be started ({getattr(error, 'strerror', None) or error})") from error
 
     @property

@@ -95,7 +95,7 @@ def read_description(exported: Union[str, Path]) -> dict[str, Any]:
     for key in ("num_classes", "classes"):
         if key not in description:
             raise UserError(f"{path}: {key} is missing; {_AGAIN}")
-    _check_classes(path, description["num_classes"], description["classes"])
+    check_names(path, description["num_classes"], description["classes"])
     _check_file(exported, path, description.get("file"), description.get("sha256"))
     return description
 
@@ -118,7 +118,12 @@ def check_described(exported: Union[str, Path]) -> None:
         _check_file(exported, path, description["file"], description["sha256"])
 
 
-def _check_classes(path: Path, count: Any, names: Any) -> None:
+def check_names(path: Path, count: Any, names: Any) -> None:
+    """The number of classes and their names, or None, as a description may give them.
+
+    Raises:
+        UserError: they are none, or not as many different names.
+    """
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= MOST_CLASSES:
         raise UserError(f"{path}: num_classes must be from 1 to {MOST_CLASSES}, not {printable(count, 40)}; {_AGAIN}")
     if names is None:

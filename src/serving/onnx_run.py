@@ -9,10 +9,11 @@ import numpy as np
 
 from src.errors import UserError
 from src.files import parse_json, read_bytes
-from src.serving.description import check_described
+from src.serving.description import check_described, check_names
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
 LARGEST = 2**31 - 1  # bytes of a file: protobuf's own limit
+TRANSFORM = {"crop_mode", "crop_pct", "interpolation", "mean", "std"}  # what a description says of it
 QUIET = 3  # ONNX Runtime's log: errors alone
 
 
@@ -80,8 +81,9 @@ class OnnxNetwork:
         classes = spec.get("classes")
         if list(inputs[0].shape[1:]) != [3, size, size] or list(outputs[0].shape[1:]) != [count]:
             raise foreign
-        if classes is not None and (not isinstance(classes, list) or len(classes) != count):
+        if not spec.keys() >= TRANSFORM:  # what it lacks would be taken from somewhere else
             raise foreign
+        check_names(path, count, classes)
         self._input = inputs[0].name
         batch = inputs[0].shape[0]
         self.batch_size: Optional[int] = batch if isinstance(batch, int) else None
