@@ -75,6 +75,16 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_one_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize(("unsaved", "kept"), [(3, 1), (2, 2), (None, 1)])
+def test_an_earlier_run_s_file_whose_checkpoints_have_gone_is_kept(unsaved, kept, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(LINES)
+    Metrics(tmp_path, 1, goes_on=True, unsaved=unsaved).add({"epoch": 1, "loss": 1.0})
+    assert epochs(tmp_path / "metrics.jsonl") == [1]
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == kept
+    assert kept == 1 or files[0].read_bytes() == LINES
+
+
 def test_curves_that_cannot_be_drawn_or_written_are_a_warning(tmp_path, caplog):
     (tmp_path / "curves.png").mkdir()
     metrics = Metrics(tmp_path)

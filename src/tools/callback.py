@@ -199,9 +199,18 @@ class Metrics:
         goes_on: the file's lines of earlier epochs are this run's own and stay. Otherwise a file that an earlier run
             left is kept under the next free name, metrics.1.jsonl and so on.
         writes: False on all ranks but the first.
+        unsaved: where a run begins afresh that may have been killed before its first checkpoint, the last epoch that
+            it can have recorded by then; a file that goes further is an earlier run's.
     """
 
-    def __init__(self, folder: Path, first_epoch: int = 1, goes_on: bool = False, writes: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        first_epoch: int = 1,
+        goes_on: bool = False,
+        writes: bool = True,
+        unsaved: Optional[int] = None,
+    ) -> None:
         self.path = folder / "metrics.jsonl"
         self.curves = folder / "curves.png"
         self.records: list[dict[str, Any]] = []
@@ -209,6 +218,8 @@ class Metrics:
         if not writes or not os.path.lexists(self.path):
             return
         records, damaged = read_records(self.path) if goes_on else ([], False)
+        if unsaved is not None and records and records[-1]["epoch"] > unsaved:
+            goes_on = False
         self.records = [record for record in records if record["epoch"] < first_epoch]
         if damaged or not goes_on:
             try:

@@ -94,7 +94,8 @@ class Session:
                 "going on from %s, in epoch %d after step %d", saved and saved.path, self.cursor.epoch, self.cursor.done
             )
         goes_on = bool(self.config.resume)  # with auto also what was killed before its first checkpoint
-        self.metrics = Metrics(self.folder, self.cursor.epoch, goes_on, writes=self.ranks.is_first)
+        unsaved = None if self.resumed else self.config.start_epoch + (self.config.save_every or self.config.epochs)
+        self.metrics = Metrics(self.folder, self.cursor.epoch, goes_on, self.ranks.is_first, unsaved)
         self.events = Events(
             self.folder / "events", self.cursor.epoch, enabled=self.config.tensorboard and self.ranks.is_first
         )
