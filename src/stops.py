@@ -17,7 +17,8 @@ STOPS = (
     signal.SIGUSR2,
     signal.SIGXCPU,
 )
-TOGETHER = 1.0  # seconds within which signals are one request
+TOGETHER = 0.1  # seconds within which signals are one request, and
+TOGETHER_IN_A_JOB = 2.0  # for a rank, which gets one that went to all its job from its launcher too
 
 
 def listened_to() -> list[signal.Signals]:
@@ -32,12 +33,12 @@ class Requests:
     launcher passes it on; and the system says SIGXCPU once a second.
 
     Args:
-        launched: this is a rank, which its launcher kills where it is to end at once.
+        launched: this is a rank of a launcher, which kills it where it is to end at once.
     """
 
     def __init__(self, launched: bool = False) -> None:
         self._first: Optional[float] = None
-        self._launched = launched
+        self._together = TOGETHER_IN_A_JOB if launched else TOGETHER
 
     def is_another(self, number: int) -> bool:
         """Take note of a signal; whether it is another request than the first."""
@@ -45,4 +46,4 @@ class Requests:
         if self._first is None:
             self._first = now
             return False
-        return number != signal.SIGXCPU and not self._launched and now - self._first > TOGETHER
+        return number != signal.SIGXCPU and now - self._first > self._together

@@ -29,8 +29,12 @@ for number in (signal.SIGINT, signal.SIGTERM):
 print("ready", flush=True)
 if what == "code":
     sys.exit(int(sys.argv[2]) if rank == 1 and "--again" not in sys.argv else 0)
-if what == "leaves" and rank == 1:
-    beat()
+if what in ("leaves", "ends") and rank == 1:
+    for _ in range(1 if what == "ends" else 10):
+        beat()
+        time.sleep(0.2)
+    sys.exit(0)
+if what == "ends":
     sys.exit(0)
 if what == "late":
     finish()
@@ -95,6 +99,11 @@ def test_a_rank_that_leaves_before_its_work_is_done_ends_the_job(job, tmp_path):
     assert process.wait(LIMIT) == 75
     assert says(tmp_path / "output.txt", "rank 1 ended with exit code 0 before its work was done")()
     wait_until(lambda: not alive(tmp_path), 2, "all processes end")
+
+
+def test_a_program_that_says_no_more_than_that_it_has_joined_ends_well(job, tmp_path):
+    process = started(job("ends"), tmp_path)
+    assert process.wait(LIMIT) == 0
 
 
 def test_a_rank_that_a_signal_ends_after_its_work_has_ended_well(job, tmp_path):

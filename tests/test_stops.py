@@ -10,7 +10,7 @@ from typing import Callable, Optional
 
 import pytest
 
-from src.stops import STOPS, TOGETHER
+from src.stops import STOPS, TOGETHER, TOGETHER_IN_A_JOB
 from tests.conftest import ROOT
 
 # Takes a step after the other until it is asked to end; then `saves` for a while.
@@ -49,22 +49,23 @@ def test_a_signal_that_comes_twice_at_once_is_one_request_and_a_later_one_ends_t
     """As from timeout, which signals its child and then the group; or a session's end, which is SIGTERM and SIGHUP."""
     process = run(saving=30)
     process.send_signal(signal.SIGTERM)
-    assert process.stdout.readline() == "saves\n"
-    process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGHUP)
+    assert process.stdout.readline() == "saves\n"
     time.sleep(TOGETHER + 0.1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert (process.communicate(timeout=20)[0], process.returncode) == ("", 128 + signal.SIGINT)
 
 
-def test_a_rank_leaves_it_to_its_launcher_to_end_it_at_once(tmp_path):
-    process = run(saving=TOGETHER + 1, HEARTBEAT_FILE=str(tmp_path / "heartbeat"))
+def test_a_rank_takes_what_its_launcher_passes_on_a_little_later_for_the_same_request(tmp_path):
+    process = run(saving=30, HEARTBEAT_FILE=str(tmp_path / "heartbeat"))
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "saves\n"
-    time.sleep(TOGETHER + 0.1)
-    process.send_signal(signal.SIGTERM)
-    assert (process.communicate(timeout=20)[0], process.returncode) == ("saved\n", 128 + signal.SIGTERM)
+    for seconds in (TOGETHER + 0.2, TOGETHER_IN_A_JOB):
+        assert process.poll() is None
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+    assert (process.communicate(timeout=20)[0], process.returncode) == ("", 128 + signal.SIGTERM)
 
 
 def test_the_end_of_its_cpu_time_which_is_said_each_second_lets_a_run_save():

@@ -235,6 +235,8 @@ class Attempt:
         # A rank may have had its signal from elsewhere, and MindSpore turns SIGINT into SIGTERM while a graph runs.
         good = {0, *(128 + number for number in STOPS)} if self.stop else {0}
         failed = [child for child in ended if child.code not in good and (child in self.ranks or not over)]
+        if self._asked > 1:  # at once, and so anyhow
+            failed = []
         early = [child for child in ended if not self.stop and child in self.pulses and self._is_early(child)]
         if failed or early:
             return self._failed((failed or early)[0])
@@ -262,10 +264,13 @@ class Attempt:
                     child.signal(signal.SIGKILL)
 
     def _is_early(self, child: Child) -> bool:
-        """Whether a rank has left with exit code 0, and has not said that its work was done: others wait for it."""
+        """Whether a rank has left with exit code 0 out of its steps, and has not said that its work was done.
+
+        One that gave no sign of life after it had joined the others may be a program of somebody's own.
+        """
         pulse = self.pulses[child]
         pulse.look()
-        return child.code == 0 and pulse.beats > 0 and not pulse.finished
+        return child.code == 0 and pulse.beats > 1 and not pulse.finished
 
     def _failed(self, child: Child) -> Outcome:
         code = child.code or TEMPORARY

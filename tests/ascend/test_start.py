@@ -7,11 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from src.stops import TOGETHER
 from tests.ascend.conftest import Ascend
 from tests.ascend.stubs.make import mindspore_folder
 from tests.conftest import ROOT, TINY
@@ -205,6 +207,7 @@ def test_train_py_starts_as_two_ranks_of_a_table_and_gets_to_its_step(ascend: As
         for _ in range(2):
             process.terminate()
             wait_until(says(tmp_path / "output.txt", "stopping"), 20, "the signal is noticed")
+            time.sleep(2 * TOGETHER)
         assert process.wait(100) == 128 + signal.SIGTERM
         assert not alive(tmp_path)
     finally:
