@@ -47,16 +47,23 @@ def test_a_second_start_takes_the_step_from_the_cache_and_ends_the_same(first, d
     assert again < seconds
 
 
-@pytest.mark.parametrize("change", [("--label_smoothing", 0.3), ("--clip_global_norm_value", 0.01)])
-def test_a_changed_constant_compiles_anew(first, digits, tmp_path, change):
+def test_changed_constants_compile_anew(first, digits, tmp_path):
     """In the loss and in the step; seen to go wrong with MindSpore's cache alone."""
     cache, _, ended = first
+    change = ("--label_smoothing", 0.3, "--clip_global_norm_value", 0.01)
     before = entries(cache)
     _, uncached, _ = start(digits, tmp_path / "uncached", *change)
     _, cached, _ = start(digits, tmp_path / "cached", "--compile_cache", cache, *change)
     assert cached == uncached
     assert cached != ended
     assert len(entries(cache) - before) == 1
+
+
+def test_each_constant_of_the_step_has_entries_of_its_own():
+    changes: list[dict] = [{}, {"label_smoothing": 0.3}, {"clip_global_norm_value": 0.01}, {"momentum": 0.8}]
+    found = {digest(Config(**change), Ranks()) for change in changes}
+    assert len(found) == len(changes)
+    assert digest(Config(log_every=7), Ranks()) in found
 
 
 def test_a_damaged_entry_is_made_anew(first, digits, tmp_path):

@@ -321,10 +321,17 @@ def epochs(folder: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def stopped(folder) -> Path:
+def job(tmp_path_factory) -> list:
+    """The command line of a job of two ranks, each of which compiles its step once."""
+    cache = tmp_path_factory.mktemp("steps")
+    flags = ["--data_url", "digits", "--batch_size", BATCH, "--save_steps", 1, "--compile_cache", cache]
+    return ["bash", TRAIN, 2, TINY, *flags]
+
+
+@pytest.fixture(scope="module")
+def stopped(job, folder) -> Path:
     """A job one of whose ranks was killed, that started again by itself, and that Ctrl-C then stopped."""
-    command = ["bash", TRAIN, 2, TINY, "--data_url", "digits", "--batch_size", BATCH]
-    process = started([*command, "--max_restarts", 1, "--save_steps", 1], folder, PYTHON=sys.executable)
+    process = started([*job, "--max_restarts", 1], folder, PYTHON=sys.executable)
     log = folder / "train_parallel0/log.txt"
     wait_until(says(log, "epoch 1/2 step 2/3"), 240, "training begins")
     [victim] = [pid for pid in children(process.pid) if environment(pid).get("RANK_ID") == "1"]
@@ -390,13 +397,12 @@ def test_two_ranks_evaluate_to_what_one_does(stopped):
     assert losses[1] == pytest.approx(losses[0], rel=1e-6, abs=1.1e-5)  # five digits are printed
 
 
-def test_a_job_that_was_killed_and_stopped_ends_bit_for_bit_as_one_left_alone(stopped, tmp_path):
+def test_a_job_that_was_killed_and_stopped_ends_bit_for_bit_as_one_left_alone(job, stopped, tmp_path):
     """Weights, best weights, and metrics, in which losses are of all ranks' images, also of those before a kill."""
     shutil.copytree(stopped, tmp_path / "killed", ignore=shutil.ignore_patterns("train_parallel*"))
     shutil.copytree(stopped / "digits", tmp_path / "alone/digits")
     for name, more in (("killed", ["--resume", "auto"]), ("alone", [])):
-        command = ["bash", TRAIN, 2, TINY, "--data_url", "digits", "--batch_size", BATCH, "--save_steps", 1, *more]
-        run = finished(command, tmp_path / name, timeout=240, PYTHON=sys.executable)
+        run = finished([*job, *more], tmp_path / name, timeout=240, PYTHON=sys.executable)
         assert run.returncode == 0, run.stdout
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "alone")
 
