@@ -1,14 +1,11 @@
 """A disk, or a server of files, that fails once, at any call of a save: nothing that was whole is lost by it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.shims import compiled, run_behind
 
 # Fails the FAIL_AT-th of the calls FAIL that concern a path with FAIL_IN in it, as a disk does: EIO.
 SHIM = """
@@ -94,24 +91,12 @@ print(json.dumps(codes))
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shim")
-    (folder / "shim.c").write_text(SHIM)
-    command = ["gcc", "-shared", "-fPIC", "-w", folder / "shim.c", "-o", folder / "shim.so", "-ldl"]
-    done = subprocess.run(command, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    return folder / "shim.so"
+    return compiled(SHIM, tmp_path_factory.mktemp("shim"))
 
 
 @pytest.mark.parametrize("call", ["stat", "opendir", "open", "rename"])
 def test_whichever_call_fails_a_whole_checkpoint_stays_and_the_failure_may_pass(call, shim, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SAVES, call, str(tmp_path / "whole"), str(tmp_path / "ckpt_0")],
-        env={**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = run_behind(shim, SAVES, call, tmp_path / "whole", tmp_path / "ckpt_0")
     assert done.returncode == 0, done.stderr
     codes = json.loads(done.stdout.splitlines()[-1])
     assert 75 in codes

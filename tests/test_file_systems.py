@@ -1,13 +1,12 @@
 """Files on file systems that lack a call: a library in front of the C library refuses it, as such file systems do."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, TINY, command
+from tests.shims import compiled, run_behind
 
 SHIM = """
 #define _GNU_SOURCE
@@ -55,27 +54,12 @@ run(main)
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shim")
-    (folder / "shim.c").write_text(SHIM)
-    library = folder / "shim.so"
-    done = subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-w", folder / "shim.c", "-o", library, "-ldl"], capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return library
+    return compiled(SHIM, tmp_path_factory.mktemp("shim"))
 
 
 def save(shim: Path, folder: Path, **refused: str) -> subprocess.CompletedProcess:
     (folder / "a.txt").write_text("old")
-    environment = {**os.environ, **refused, "LD_PRELOAD": str(shim), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", SAVE, str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_behind(shim, SAVE, folder, **refused)
 
 
 @pytest.mark.parametrize("error", ["ENOSYS", "EOPNOTSUPP", "ENOLCK"])

@@ -1,14 +1,11 @@
 """Saves that are killed at every call by which they change the disk: one whole checkpoint is always there."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.shims import compiled, run_behind
 
 # Kills the process before its KILL_AT-th call that gives, takes or syncs a name.
 SHIM = """
@@ -107,24 +104,12 @@ print(json.dumps(outcomes))
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shim")
-    (folder / "shim.c").write_text(SHIM)
-    command = ["gcc", "-shared", "-fPIC", "-w", folder / "shim.c", "-o", folder / "shim.so", "-ldl"]
-    done = subprocess.run(command, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    return folder / "shim.so"
+    return compiled(SHIM, tmp_path_factory.mktemp("shim"))
 
 
 @pytest.mark.parametrize("kind", ["the same name", "another name", "best"])
 def test_wherever_a_save_is_killed_the_old_or_the_new_is_whole(kind, shim, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SAVES, kind, str(tmp_path / "ckpt_0")],
-        env={**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = run_behind(shim, SAVES, kind, tmp_path / "ckpt_0")
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout.splitlines()[-1])
     assert len(outcomes) > 4  # what was killed, and one that was not
