@@ -204,9 +204,9 @@ def test_mutated_images_crash_nothing_under_sanitizers(tmp_path):
 @pytest.mark.parametrize("own", ["cat/photo.png", "notes.txt", "cat/more/a.bmp.png"])
 def test_a_folder_that_no_earlier_run_has_written_is_not_removed(own, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
-    (tmp_path / ("b" * 251 + ".bmp")).write_bytes((tmp_path / "a.bmp").read_bytes())  # its PNG gets a short name
+    (tmp_path / ("b" * 248 + ".bmp")).write_bytes((tmp_path / "a.bmp").read_bytes())  # its PNG gets a short name
     for _ in range(2):
-        assert convert([tmp_path / "a.bmp", tmp_path / ("b" * 251 + ".bmp")], tmp_path / "converted") == 2
+        assert convert([tmp_path / "a.bmp", tmp_path / ("b" * 248 + ".bmp")], tmp_path / "converted") == 2
     assert convert([], tmp_path / "converted") == 0 and not (tmp_path / "converted").exists()
     (tmp_path / "converted" / own).parent.mkdir(parents=True)
     (tmp_path / "converted" / own).write_text("mine")

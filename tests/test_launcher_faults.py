@@ -12,6 +12,7 @@ from src.errors import UserError
 from src.launcher.environment import first_cards, table_cards
 from src.launcher.job import resolve
 from src.launcher.processes import Pulse
+from src.stops import TOGETHER
 from tests.processes import ROOT, alive, end_all, finished, says, started, wait_until
 from tests.test_launcher import guard_of, rank_of
 from tests.test_rank_table import table, written
@@ -24,8 +25,11 @@ import os, signal, sys, time
 from src.heartbeat import beat, finish
 rank, what = int(os.environ["RANK_ID"]), sys.argv[1]
 deaf = lambda *_: None
+asked = []
+spoiled = lambda number, _: sys.exit(2) if asked else asked.append(number)
+kinds = {"deaf": deaf, "spoiled": spoiled}
 for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, deaf if what == "deaf" else lambda number, _: sys.exit(128 + number))
+    signal.signal(number, kinds.get(what) or (lambda number, _: sys.exit(128 + number)))
 print("ready", flush=True)
 if what == "code":
     sys.exit(int(sys.argv[2]) if rank == 1 and "--again" not in sys.argv else 0)
@@ -111,6 +115,16 @@ def test_a_rank_that_a_signal_ends_after_its_work_has_ended_well(job, tmp_path):
     assert process.wait(LIMIT) == 0
     assert says(tmp_path / "output.txt", "rank 1 ended with signal 11 after its work was done")()
     wait_until(lambda: not alive(tmp_path), 2, "all processes end")
+
+
+def test_ranks_that_are_to_end_at_once_may_end_anyhow(job, tmp_path):
+    process = started(job("spoiled"), tmp_path)
+    ready(tmp_path)
+    for _ in range(2):
+        process.terminate()
+        wait_until(says(tmp_path / "output.txt", "stopping"), LIMIT, "the signal is noticed")
+        time.sleep(3 * TOGETHER)
+    assert process.wait(LIMIT) == 128 + signal.SIGTERM
 
 
 def test_a_hung_rank_is_started_again_where_restarts_are_allowed(job, tmp_path):

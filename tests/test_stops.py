@@ -74,10 +74,11 @@ def test_a_rank_takes_what_its_launcher_passes_on_a_little_later_for_the_same_re
     process = run(saving=30, HEARTBEAT_FILE=str(tmp_path / "heartbeat"))
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "saves\n"
-    for seconds in (TOGETHER + 0.2, TOGETHER_IN_A_JOB):
-        assert process.poll() is None
-        time.sleep(seconds)
-        process.send_signal(signal.SIGTERM)
+    time.sleep(TOGETHER + 0.2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(TOGETHER_IN_A_JOB)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
     assert (process.communicate(timeout=20)[0], process.returncode) == ("", 128 + signal.SIGTERM)
 
 
